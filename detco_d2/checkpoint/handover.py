@@ -1,0 +1,155 @@
+"""Carry a backbone from any known weight file into a Detectron2 model, or fail loudly."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+
+from .input_spec import TORCHVISION_SPEC, InputSpec
+from .names import backbone_slots, extract_backbone
+from .reading import read_weight_file, tensors_of
+
+logger = logging.getLogger(__name__)
+
+_SPEC_KEY = "input_spec"
+_AUTHOR = "detco_d2"
+
+
+def load_backbone(path: str) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """Read the backbone of a weight file.
+
+    Returns:
+        its tensors under Detectron2 names, the format recognised, and its input settings
+        (torchvision's where the file does not say).
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
+    """
+    data = read_weight_file(path)
+    tensors = tensors_of(data)
+    if data.get("__author__") == _AUTHOR:
+        return tensors, "converted by detco_d2", data[_SPEC_KEY]
+    found = extract_backbone(tensors)
+    if found is None:
+        raise ValueError(
+            f"{path!r} has no backbone of a known layout among its {len(tensors)} tensors "
+            f"(first names: {sorted(tensors)[:5]})."
+        )
+    return *found, data.get(_SPEC_KEY, TORCHVISION_SPEC)
+
+
+def save_backbone(path: str, backbone: dict[str, torch.Tensor], spec: dict[str, Any]) -> None:
+    """Write a backbone as a file that Detectron2 loads by itself into any detector.
+
+    Args:
+        path: ends in .pth (a torch file) or .pkl (a pickle of numpy arrays).
+        backbone: tensors under Detectron2 names.
+        spec: its input settings.
+    """
+    data: dict[str, Any] = {
+        "model": backbone,
+        "__author__": _AUTHOR,
+        "matching_heuristics": True,
+        _SPEC_KEY: spec,
+    }
+    if path.endswith(".pkl"):
+        data["model"] = {name: tensor.numpy() for name, tensor in backbone.items()}
+        Path(path).write_bytes(pickle.dumps(data))
+    elif path.endswith(".pth"):
+        torch.save(data, path)
+    else:
+        raise ValueError(f"The output {path!r} must end in .pth or .pkl.")
+
+
+def place_backbone(
+    backbone: dict[str, torch.Tensor], model_state: dict[str, torch.Tensor], source: str
+) -> dict[str, torch.Tensor]:
+    """Rename a backbone's tensors to where they stand in a model.
+
+    Args:
+        backbone: tensors under Detectron2 backbone names.
+        model_state: the model's state dict.
+        source: what to call the weights in messages.
+
+    Returns:
+        tensors under the model's names, one for each tensor of the model's backbone.
+
+    Raises:
+        ValueError: a backbone tensor of the model is missing in the weights, or has another
+            shape there; lists them all.
+    """
+    slots = backbone_slots(model_state)
+    placed: dict[str, torch.Tensor] = {}
+    problems = []
+    for name, targets in sorted(slots.items()):
+        for target in targets:
+            wanted = tuple(model_state[target].shape)
+            if name not in backbone:
+                problems.append(f"{target} {wanted}: missing")
+            elif tuple(backbone[name].shape) != wanted:
+                problems.append(f"{target} {wanted}: {tuple(backbone[name].shape)} in the weights")
+            else:
+                placed[target] = backbone[name]
+    matched = len(slots) - len({problem.split(" ")[0] for problem in problems})
+    if problems or not slots:
+        raise ValueError(
+            f"Only {matched} of the model's {len(slots)} backbone tensors are in {source}:\n  "
+            + "\n  ".join(problems)
+            + "\nThe backbone would start at random. Use a config with the depth and norm of the "
+            "weights (MODEL.RESNETS.DEPTH, MODEL.RESNETS.NORM)."
+        )
+    unused = sorted(set(backbone) - set(slots))
+    logger.info("Backbone: %d of %d tensors loaded from %s.", matched, len(slots), source)
+    if unused:
+        logger.warning("%d tensors of the weights have no place here: %s", len(unused), unused[:8])
+    return placed
+
+
+class BackboneCheckpointer(DetectionCheckpointer):
+    """`DetectionCheckpointer` that also reads pretraining checkpoints and SSL weight files.
+
+    A file of whole-model weights loads as Detectron2 always does. Any other file with a known
+    backbone is converted in place; then every tensor of the model's backbone must be in it. In
+    both cases the weights' input settings must agree with the config.
+    """
+
+    def __init__(self, model: Any, save_dir: str = "", *, input_spec: InputSpec, **kwargs: Any):
+        super().__init__(model, save_dir, input_spec=input_spec, **kwargs)
+        self.input_spec = input_spec
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        data = read_weight_file(filename)
+        tensors = tensors_of(data)
+        wanted = set(self.model.state_dict())
+        is_whole_model = len(wanted & set(tensors)) > len(wanted) / 2
+        if not is_whole_model and (
+            data.get("__author__") == _AUTHOR or extract_backbone(tensors) is not None
+        ):
+            backbone, source, spec = load_backbone(filename)
+            self.input_spec.load_state_dict(spec)
+            placed = place_backbone(backbone, self.model.state_dict(), f"{filename!r}, {source}")
+            return {"model": placed}
+        if is_whole_model and _SPEC_KEY in data:
+            self.input_spec.load_state_dict(data[_SPEC_KEY])
+        return super()._load_file(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        # Caffe2 files (MSRA's R-50) fold BN into scale and bias: they have no running statistics.
+        folded = checkpoint.get("__author__") == "Caffe2"
+        incompatible = super()._load_model(checkpoint)
+        slots = backbone_slots(self.model.state_dict())
+        expected = {target for targets in slots.values() for target in targets}
+        absent = [
+            key
+            for key in [*incompatible.missing_keys, *(k for k, *_ in incompatible.incorrect_shapes)]
+            if key in expected and not (folded and "running_" in key)
+        ]
+        if absent:
+            raise ValueError(
+                f"{len(absent)} of {len(expected)} backbone tensors did not load and would start "
+                "at random:\n  " + "\n  ".join(sorted(absent))
+            )
+        return incompatible

@@ -1,0 +1,132 @@
+"""Every configuration key of the project, its meaning, and what it may be."""
+
+from detectron2.config import CfgNode
+
+# The three loss families of equation 1: which view asks (query), and which view gives the
+# positive key and owns the queue of negatives.
+FAMILIES: dict[str, tuple[str, str]] = {
+    "gg": ("global", "global"),  # eq. 2
+    "gl": ("local", "global"),  # eq. 4: one direction only, a local query and a global key
+    "ll": ("local", "local"),  # eq. 5
+}
+
+
+def required_views(families: list[str]) -> list[str]:
+    """The views that these loss families read, in a fixed order.
+
+    >>> required_views(["gg"])
+    ['global_query', 'global_key']
+    """
+    needed = {f"{FAMILIES[family][0]}_query" for family in families}
+    needed |= {f"{FAMILIES[family][1]}_key" for family in families}
+    order = ["global_query", "global_key", "local_query", "local_key"]
+    return [view for view in order if view in needed]
+
+
+def add_detco_config(cfg: CfgNode) -> None:
+    """Add the keys of detco_d2 to a Detectron2 config, at their default (the paper's) values."""
+    cfg.MODEL.DETCO = CfgNode()
+    # Backbone stages under contrast, shallow to deep (the paper's i = 1..4 is res2..res5).
+    cfg.MODEL.DETCO.STAGES = ["res2", "res3", "res4", "res5"]
+    # w_i of equation 1, one number a stage of STAGES.
+    cfg.MODEL.DETCO.STAGE_WEIGHTS = [0.1, 0.4, 0.7, 1.0]
+    # Loss families of equation 1 that are switched on: any of gg, ll, gl.
+    cfg.MODEL.DETCO.FAMILIES = ["gg", "ll", "gl"]
+    # Dimension of the embeddings.
+    cfg.MODEL.DETCO.EMBED_DIM = 128
+    # Hidden widths of the MLP heads, one a stage; empty: the stage's number of channels C_i.
+    cfg.MODEL.DETCO.GLOBAL_HIDDEN_DIMS = []
+    cfg.MODEL.DETCO.LOCAL_HIDDEN_DIMS = []
+    # Norm after each head's hidden layer. "": none, the paper and MoCo v2. "BN": for short runs
+    # and small data, where deep local heads without it collapse (docs/short_runs.md).
+    cfg.MODEL.DETCO.HEAD_NORM = ""
+    # K: length of each queue, in images.
+    cfg.MODEL.DETCO.QUEUE_LENGTH = 65536
+    # m: momentum of the key encoder, theta_k <- m theta_k + (1 - m) theta_q.
+    cfg.MODEL.DETCO.MOMENTUM = 0.999
+    # tau: temperature of all InfoNCE losses.
+    cfg.MODEL.DETCO.TEMPERATURE = 0.2
+    # Shuffle the key images over the processes, so that BN statistics do not leak (MoCo, 3.3).
+    cfg.MODEL.DETCO.SHUFFLE_BN = True
+
+    cfg.INPUT.DETCO = CfgNode()
+    # Side of the global views in pixels, and the share of the image area that a crop covers.
+    cfg.INPUT.DETCO.GLOBAL_SIZE = 224
+    cfg.INPUT.DETCO.GLOBAL_SCALE = [0.2, 1.0]
+    # Side in pixels of the local crop before it is cut into 3x3 cells (a multiple of 3), the share
+    # of the image that it covers, and the side of the patch cropped from each cell.
+    cfg.INPUT.DETCO.LOCAL_SIZE = 255
+    cfg.INPUT.DETCO.LOCAL_SCALE = [0.6, 1.0]
+    cfg.INPUT.DETCO.PATCH_SIZE = 64
+    # Photometric set of MoCo v2: brightness, contrast, saturation, hue; probabilities; the range
+    # of the Gaussian blur's sigma in pixels.
+    cfg.INPUT.DETCO.COLOR_JITTER = [0.4, 0.4, 0.4, 0.1]
+    cfg.INPUT.DETCO.COLOR_JITTER_PROB = 0.8
+    cfg.INPUT.DETCO.GRAYSCALE_PROB = 0.2
+    cfg.INPUT.DETCO.BLUR_PROB = 0.5
+    cfg.INPUT.DETCO.BLUR_SIGMA = [0.1, 2.0]
+    cfg.INPUT.DETCO.FLIP_PROB = 0.5
+    # RandAugment on the global views ("DetCo-AA"): number of operations (0: off), magnitude.
+    cfg.INPUT.DETCO.RANDAUGMENT_OPS = 0
+    cfg.INPUT.DETCO.RANDAUGMENT_MAGNITUDE = 9
+
+    # Length of pretraining in epochs; above 0 it replaces SOLVER.MAX_ITER by
+    # MAX_EPOCHS * (number of images // IMS_PER_BATCH).
+    cfg.SOLVER.MAX_EPOCHS = 0
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} is {value!r}; it must be {expected}.")
+
+
+def check_detco_config(cfg: CfgNode) -> None:
+    """Refuse impossible values.
+
+    Raises:
+        ValueError: naming the key, the value seen and what is allowed.
+    """
+    node, views = cfg.MODEL.DETCO, cfg.INPUT.DETCO
+    stages = len(node.STAGES)
+    _require(
+        stages > 0 and len(set(node.STAGES)) == stages,
+        "MODEL.DETCO.STAGES",
+        list(node.STAGES),
+        "a list of different backbone stages, such as res2, res3, res4, res5",
+    )
+    _require(
+        len(node.STAGE_WEIGHTS) == stages and min(node.STAGE_WEIGHTS) >= 0,
+        "MODEL.DETCO.STAGE_WEIGHTS",
+        list(node.STAGE_WEIGHTS),
+        f"{stages} numbers >= 0, one for each of MODEL.DETCO.STAGES {list(node.STAGES)}",
+    )
+    _require(
+        0 < len(node.FAMILIES) == len(set(node.FAMILIES)) and set(node.FAMILIES) <= set(FAMILIES),
+        "MODEL.DETCO.FAMILIES",
+        list(node.FAMILIES),
+        f"one or more of {list(FAMILIES)}",
+    )
+    for key in ("GLOBAL_HIDDEN_DIMS", "LOCAL_HIDDEN_DIMS"):
+        _require(
+            len(node[key]) in (0, stages) and all(width > 0 for width in node[key]),
+            f"MODEL.DETCO.{key}",
+            list(node[key]),
+            f"empty (the stage's width), or {stages} widths > 0, one a stage",
+        )
+    _require(node.EMBED_DIM > 0, "MODEL.DETCO.EMBED_DIM", node.EMBED_DIM, "above 0")
+    _require(node.QUEUE_LENGTH > 0, "MODEL.DETCO.QUEUE_LENGTH", node.QUEUE_LENGTH, "above 0")
+    _require(0 <= node.MOMENTUM <= 1, "MODEL.DETCO.MOMENTUM", node.MOMENTUM, "between 0 and 1")
+    _require(node.TEMPERATURE > 0, "MODEL.DETCO.TEMPERATURE", node.TEMPERATURE, "above 0")
+    _require(
+        views.LOCAL_SIZE % 3 == 0 and 0 < views.PATCH_SIZE <= views.LOCAL_SIZE // 3,
+        "INPUT.DETCO.LOCAL_SIZE, PATCH_SIZE",
+        (views.LOCAL_SIZE, views.PATCH_SIZE),
+        "a multiple of 3, and a patch no larger than a third of it (255 and 64 in the paper)",
+    )
+    for key in ("GLOBAL_SCALE", "LOCAL_SCALE"):
+        low, high = views[key]
+        _require(
+            0 < low <= high <= 1, f"INPUT.DETCO.{key}", list(views[key]), "0 < low <= high <= 1"
+        )
+    for key in ("COLOR_JITTER_PROB", "GRAYSCALE_PROB", "BLUR_PROB", "FLIP_PROB"):
+        _require(0 <= views[key] <= 1, f"INPUT.DETCO.{key}", views[key], "between 0 and 1")

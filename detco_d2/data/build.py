@@ -1,0 +1,104 @@
+"""The pretraining loader: an endless stream of positions, each a pure function of the seed.
+
+Position p of the stream is image `order(p // N)[p % N]` of N, with its augmentations drawn from a
+generator seeded with (seed, p). Iteration t of batch B reads positions tB .. tB+B-1, whatever the
+number of processes and workers, so resuming needs no state but the iteration.
+"""
+
+import itertools
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.utils import comm
+
+from ..compat import build_train_loader
+
+
+class StreamSampler(torch.utils.data.Sampler):
+    """Positions start + rank, start + rank + world, ...: this process's share of the stream."""
+
+    def __init__(self, start: int) -> None:
+        self.first = start + comm.get_rank()
+        self.step = comm.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first, self.step)
+
+
+class StreamDataset(torch.utils.data.Dataset):
+    """Maps a stream position to a sample; shuffles anew in every epoch."""
+
+    def __init__(
+        self, images: list[dict[str, Any]], mapper: Callable[[Any], Any], seed: int
+    ) -> None:
+        """
+        Args:
+            images: Detectron2 data-set dicts, held serialised so that workers share the memory.
+            mapper: makes a sample of one of them, with randomness from torch's generator only.
+            seed: the same on all processes.
+        """
+        self.images = DatasetFromList(images, copy=False)
+        self.mapper = mapper
+        self.seed = seed
+        self._order: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def index_at(self, position: int) -> int:
+        """The index of the image at a stream position."""
+        epoch, offset = divmod(position, len(self))
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self._mix(epoch, stream=0))
+            self._order = (epoch, torch.randperm(len(self), generator=generator))
+        return int(self._order[1][offset])
+
+    def __getitem__(self, position: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._mix(position, stream=1))
+            return self.mapper(self.images[self.index_at(position)])
+
+    def _mix(self, number: int, stream: int) -> int:
+        return int(np.random.SeedSequence([self.seed, stream, number]).generate_state(1)[0])
+
+
+def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the views of N samples; `file_name` becomes a list."""
+    batch: dict[str, Any] = {"file_name": [sample["file_name"] for sample in samples]}
+    for view in samples[0]:
+        if view != "file_name":
+            batch[view] = torch.stack([sample[view] for sample in samples])
+    return batch
+
+
+def build_pretrain_loader(
+    images: list[dict[str, Any]],
+    mapper: Callable[[Any], Any],
+    *,
+    total_batch_size: int,
+    num_workers: int,
+    seed: int,
+    start_iter: int = 0,
+    pin_memory: bool = False,
+) -> Any:
+    """An endless loader of this process's share of each batch.
+
+    Args:
+        images: Detectron2 data-set dicts.
+        mapper: a :class:`DetCoDatasetMapper`, or anything that returns a dict of tensors.
+        total_batch_size: images in a batch over all processes.
+        num_workers: loader processes of this training process.
+        seed: the same on all processes.
+        start_iter: the iteration at which the stream starts.
+        pin_memory: page-locked batches, for copies to a GPU.
+    """
+    return build_train_loader(
+        StreamDataset(images, mapper, seed),
+        StreamSampler(start_iter * total_batch_size),
+        total_batch_size,
+        num_workers,
+        collate_views,
+        pin_memory,
+    )

@@ -1,0 +1,45 @@
+"""The local view: nine shuffled patches of one crop (paper section 3.4, after PIRL)."""
+
+# Shape shorthand in this module:
+#   S: side of the crop, p: side of a patch, in pixels
+
+import torch
+
+GRID = 3  # cells a side
+
+
+def draw_jigsaw(crop_size: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw where the patches of one image come from, with torch's random generator.
+
+    Args:
+        crop_size: S, side of the crop in pixels, a multiple of 3.
+        patch_size: p, side of a patch in pixels, at most S / 3.
+
+    Returns:
+        the cell (0..8, row by row) that each of the 9 outputs shows, of shape (9,), and the
+        offset (y, x) in pixels of the patch inside its cell, of shape (9, 2).
+    """
+    slack = crop_size // GRID - patch_size
+    return torch.randperm(GRID * GRID), torch.randint(0, slack + 1, (GRID * GRID, 2))
+
+
+def cut_jigsaw(
+    crop: torch.Tensor, patch_size: int, cells: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """Cut one patch out of each cell of a 3x3 grid, in the given order.
+
+    Args:
+        crop: of shape (3, S, S), S a multiple of 3.
+        patch_size: p, in pixels.
+        cells: which cell the output at each place shows, of shape (9,).
+        offsets: (y, x) of the patch inside that cell in pixels, of shape (9, 2).
+
+    Returns:
+        of shape (9, 3, p, p), of the crop's dtype.
+    """
+    side = crop.shape[-1] // GRID
+    patches = []
+    for cell, (dy, dx) in zip(cells.tolist(), offsets.tolist()):
+        y, x = cell // GRID * side + dy, cell % GRID * side + dx
+        patches.append(crop[:, y : y + patch_size, x : x + patch_size])
+    return torch.stack(patches)

@@ -1,0 +1,1 @@
+"""Losses -> weights: the trainers, their hooks, and the start of processes."""

@@ -1,0 +1,87 @@
+"""Start processes: Detectron2's launcher, torchrun, or this very process."""
+
+import argparse
+import logging
+import os
+from typing import Any, Callable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+
+from ..compat import create_local_process_group
+
+logger = logging.getLogger(__name__)
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ or (
+        "LOCAL_RANK" in os.environ and "MASTER_ADDR" in os.environ
+    )
+
+
+def _check_gpus(wanted: int) -> None:
+    available = torch.cuda.device_count()
+    if wanted > available:
+        raise RuntimeError(
+            f"{wanted} GPU(s) asked for on this machine, which has {available}. Pass --num-gpus "
+            f"{available}" + ("" if available else " to run on the CPU") + "."
+        )
+
+
+def _run_torchrun_worker(main: Callable[[Any], Any], args: argparse.Namespace) -> Any:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world = int(os.environ["LOCAL_WORLD_SIZE"])
+    on_gpu = args.num_gpus > 0
+    if on_gpu:
+        _check_gpus(local_world)
+        torch.cuda.set_device(local_rank)
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        create_local_process_group(local_world)
+        comm.synchronize()
+        return main(args)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def launch(main: Callable[[Any], Any], args: argparse.Namespace) -> Any:
+    """Run `main(args)` on as many processes as the flags or torchrun ask for.
+
+    With `--num-gpus 0` it runs on the CPU: in this process, or in every process of torchrun, which
+    then talk by gloo. Under torchrun any other value means one GPU a process.
+
+    Raises:
+        RuntimeError: more GPUs asked for than there are; says how many there are.
+    """
+    if _under_torchrun():
+        return _run_torchrun_worker(main, args)
+    _check_gpus(args.num_gpus)
+    if args.num_gpus == 0:
+        if args.num_machines > 1:
+            raise RuntimeError("Several CPU machines start with torchrun, not --num-machines.")
+        return main(args)
+    return detectron2_launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
+
+
+def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
+    """Set the device, and on the CPU replace SyncBN, which torch only has for GPUs.
+
+    A single process has the same statistics with BN; several use Detectron2's naive SyncBN.
+    """
+    if num_gpus > 0:
+        return
+    cfg.MODEL.DEVICE = "cpu"
+    replacement = "BN" if comm.get_world_size() == 1 else "naiveSyncBN"
+    for node in (cfg.MODEL.RESNETS, cfg.MODEL.FPN):
+        if node.NORM == "SyncBN":
+            node.NORM = replacement
+            logger.info("On the CPU: SyncBN replaced by %s.", replacement)

@@ -1,0 +1,61 @@
+"""The transfer trainer: fine-tune a detector from a pretrained backbone, and evaluate it."""
+
+import os
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+
+from ..checkpoint.handover import BackboneCheckpointer
+from ..checkpoint.input_spec import InputSpec
+from ..compat import has_compiled_coco_evaluator
+from .trainer import Trainer
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+    """The evaluator that the data set's metadata (`evaluator_type`) asks for.
+
+    Raises:
+        ValueError: a data set without a type, or of one that is not known here.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "coco":
+        return COCOEvaluator(
+            dataset_name,
+            output_dir=output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"),
+            use_fast_impl=has_compiled_coco_evaluator(),
+        )
+    by_kind = {
+        "pascal_voc": PascalVOCDetectionEvaluator,
+        "cityscapes_instance": CityscapesInstanceEvaluator,
+        "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+    }
+    if kind not in by_kind:
+        raise ValueError(
+            f"DATASETS.TEST names {dataset_name!r}, whose metadata evaluator_type is {kind!r}; "
+            f"known are {['coco', *by_kind]}. Set it with MetadataCatalog.get({dataset_name!r})."
+        )
+    return by_kind[kind](dataset_name)
+
+
+class TransferTrainer(Trainer):
+    """Fine-tunes a detector; evaluates on DATASETS.TEST."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS, or with `resume` the newest checkpoint of OUTPUT_DIR."""
+    model = TransferTrainer.build_model(cfg)
+    checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=InputSpec(cfg))
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return TransferTrainer.test(cfg, model)

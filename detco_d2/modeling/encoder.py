@@ -1,0 +1,94 @@
+"""One encoder: a backbone with a global and a local MLP head at each stage (paper section 3)."""
+
+# Shape shorthand in this module:
+#   N: images, C: channels of a stage, D: embedding dimension, p: patch side
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_HEAD_NORMS = {"": None, "BN": nn.BatchNorm1d, "SyncBN": nn.SyncBatchNorm, "LN": nn.LayerNorm}
+
+
+class ProjectionHead(nn.Module):
+    """Linear - (norm) - ReLU - Linear, as in MoCo v2, then L2 normalisation."""
+
+    def __init__(self, in_channels: int, hidden_dim: int, embed_dim: int, norm: str = "") -> None:
+        """
+        Args:
+            in_channels, hidden_dim, embed_dim: widths.
+            norm: "", "BN", "SyncBN" or "LN", after the hidden layer.
+
+        Raises:
+            ValueError: an unknown norm.
+        """
+        super().__init__()
+        if norm not in _HEAD_NORMS:
+            raise ValueError(
+                f"MODEL.DETCO.HEAD_NORM is {norm!r}; it must be one of {list(_HEAD_NORMS)}."
+            )
+        norm_class = _HEAD_NORMS[norm]
+        self.hidden = nn.Linear(in_channels, hidden_dim)
+        self.norm = norm_class(hidden_dim) if norm_class else nn.Identity()
+        self.out = nn.Linear(hidden_dim, embed_dim)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels) -> unit vectors of shape (N, D), at least in float32."""
+        embedding = self.out(F.relu(self.norm(self.hidden(features))))
+        if embedding.dtype in (torch.float16, torch.bfloat16):
+            embedding = embedding.float()
+        return F.normalize(embedding, dim=1)
+
+
+class Encoder(nn.Module):
+    """Backbone and heads; one instance is the query encoder, its copy the momentum encoder."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        stages: list[str],
+        global_heads: dict[str, ProjectionHead],
+        local_heads: dict[str, ProjectionHead],
+    ) -> None:
+        """
+        Args:
+            backbone: maps (N, 3, H, W) to a dict of stage outputs.
+            stages: names of the outputs under contrast.
+            global_heads: a head of C inputs a stage; empty when no family reads global views.
+            local_heads: a head of 9C inputs a stage; empty when no family reads local views.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.stages = stages
+        self.global_heads = nn.ModuleDict(global_heads)
+        self.local_heads = nn.ModuleDict(local_heads)
+
+    def forward(
+        self, global_images: torch.Tensor | None, local_patches: torch.Tensor | None
+    ) -> dict[tuple[str, str], torch.Tensor]:
+        """
+        Args:
+            global_images: of shape (N, 3, H, W), or None to skip.
+            local_patches: of shape (N, 9, 3, p, p), or None to skip.
+
+        Returns:
+            unit vectors of shape (N, D), keyed by ("global" or "local", stage).
+        """
+        embeddings = {}
+        if global_images is not None:
+            pooled = self._pooled_stages(global_images)
+            for stage in self.stages:
+                embeddings["global", stage] = self.global_heads[stage](pooled[stage])
+        if local_patches is not None:
+            num_images, num_patches = local_patches.shape[:2]
+            pooled = self._pooled_stages(local_patches.flatten(0, 1))
+            for stage in self.stages:
+                # rows are image-major, so this is the concatenation of an image's nine vectors
+                joined = pooled[stage].reshape(num_images, num_patches * pooled[stage].shape[1])
+                embeddings["local", stage] = self.local_heads[stage](joined)
+        return embeddings
+
+    def _pooled_stages(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Global average pool of each stage: {stage: (N, C)}."""
+        features = self.backbone(images)
+        return {stage: features[stage].mean(dim=(2, 3)) for stage in self.stages}

@@ -1,0 +1,46 @@
+"""The queues of negative keys, one for each stage and view (paper section 3.2, MoCo section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Any constant does: what matters is that every process starts from the same one.
+_INIT_SEED = 20210204
+
+
+class KeyQueue(nn.Module):
+    """Q ring buffers of the newest K keys, filled together.
+
+    They start as the same random unit vectors in every process, whatever the process's seed, and
+    stay equal as long as every process enqueues the same (gathered) keys.
+
+    Attributes:
+        features: of shape (Q, K, D), float32.
+        num_enqueued: number of keys that each queue has taken since the start, of shape ().
+    """
+
+    features: torch.Tensor
+    num_enqueued: torch.Tensor
+
+    def __init__(self, num_queues: int, length: int, dim: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(_INIT_SEED)
+        features = torch.randn(num_queues, length, dim, generator=generator, dtype=torch.float32)
+        self.register_buffer("features", F.normalize(features, dim=2))
+        self.register_buffer("num_enqueued", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def enqueue(self, keys_QBD: torch.Tensor) -> None:
+        """Overwrite the oldest B keys of each queue; wraps around at the end.
+
+        Args:
+            keys_QBD: the keys of B images for the Q queues, of shape (Q, B, D). Of more than K
+                keys only the newest K are kept.
+        """
+        num_keys, length = keys_QBD.shape[1], self.features.shape[1]
+        kept = min(num_keys, length)
+        # computed on the device: reading the counter here would stall a GPU
+        first = self.num_enqueued + (num_keys - kept)
+        rows = (first + torch.arange(kept, device=first.device)) % length
+        self.features[:, rows] = keys_QBD[:, num_keys - kept :].to(self.features.dtype)
+        self.num_enqueued += num_keys

@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Fine-tune a detector from a pretrained backbone, and evaluate it.
+
+python train_net.py --config-file configs/coco/mask_rcnn_R_50_FPN_1x.yaml --num-gpus 8 \\
+    MODEL.WEIGHTS output/detco/model_final.pth
+"""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils.logger import setup_logger
+
+from detco_d2 import add_detco_config
+from detco_d2.engine.launch import adapt_to_machine, launch
+from detco_d2.engine.transfer import TransferTrainer, evaluate
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    cfg = get_cfg()
+    add_detco_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    adapt_to_machine(cfg, args.num_gpus)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, name="detco_d2", abbrev_name="detco")
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Any:
+    cfg = setup(args)
+    if args.eval_only:
+        return evaluate(cfg, resume=args.resume)
+    trainer = TransferTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    if not os.path.isfile(arguments.config_file):
+        sys.exit(f"--config-file {arguments.config_file!r} is no file; see configs/coco/")
+    launch(main, arguments)
