@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
 
 from .input_spec import TORCHVISION_SPEC, InputSpec
-from .names import backbone_slots, extract_backbone
+from .names import backbone_slots, describe_resnet, extract_backbone
 from .reading import read_weight_file, tensors_of
 
 logger = logging.getLogger(__name__)
@@ -153,3 +156,27 @@ class BackboneCheckpointer(DetectionCheckpointer):
                 "at random:\n  " + "\n  ".join(sorted(absent))
             )
         return incompatible
+
+
+def check_complete(backbone: dict[str, torch.Tensor], source: str) -> str:
+    """Check a ResNet backbone's tensors against the ResNet of its depth and width.
+
+    Returns:
+        a sentence that says how many tensors matched.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape; lists them all.
+    """
+    shape = describe_resnet(backbone)
+    if shape is None:
+        return f"{len(backbone)} backbone tensors (no ResNet, so not checked against one)."
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.NORM = "BN" if "stem.conv1.norm.running_mean" in backbone else "GN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    for key, value in shape.items():
+        cfg.MODEL.RESNETS[key] = value
+    model = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    placed = place_backbone(backbone, state, repr(source))
+    return f"{len(placed)} of {len(placed)} backbone tensors of ResNet-{shape['DEPTH']} matched."

@@ -104,3 +104,45 @@ def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
         if prefix is not None:
             slots.setdefault(name[len(prefix) :], []).append(name)
     return slots
+
+
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+
+
+def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
+    """The MODEL.RESNETS keys of the ResNet or ResNeXt that these tensors are nearest to.
+
+    The first block of a stage is enough to tell its kind, so that a file with missing blocks is
+    taken for the smallest ResNet that could contain it.
+
+    Args:
+        backbone: tensors by Detectron2 backbone name.
+
+    Returns:
+        None when they are not a ResNet's.
+    """
+    if "res2.0.conv1.weight" not in backbone:
+        return None
+    bottleneck = "res2.0.conv3.weight" in backbone or "res3.0.conv3.weight" in backbone
+    blocks = tuple(
+        1 + max((int(n.split(".")[1]) for n in backbone if n.startswith(f"{stage}.")), default=-1)
+        for stage in ("res2", "res3", "res4", "res5")
+    )
+    fitting = [
+        depth
+        for (is_bottleneck, size), depth in _DEPTHS.items()
+        if is_bottleneck == bottleneck and all(a <= b for a, b in zip(blocks, size))
+    ]
+    if not fitting:
+        return None
+    width = backbone["res2.0.conv1.weight"].shape[0]
+    if not bottleneck:
+        return {"DEPTH": min(fitting), "RES2_OUT_CHANNELS": width}
+    groups = width // backbone["res2.0.conv2.weight"].shape[1]
+    return {"DEPTH": min(fitting), "NUM_GROUPS": groups, "WIDTH_PER_GROUP": width // groups}

@@ -1,12 +1,16 @@
 """What `DATASETS.TRAIN` may name in pretraining: any data set, annotated or not, or any folder."""
 
 import difflib
+import json
 import logging
 import os
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -39,7 +43,7 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     return [{"file_name": name, "image_id": i} for i, name in enumerate(sorted(files))]
 
 
-def register_folders(names: tuple[str, ...] | list[str]) -> None:
+def register_folders(names: Sequence[str]) -> None:
     """Register each name that is an existing directory as a data set of its images."""
     for name in names:
         if name not in DatasetCatalog.list() and os.path.isdir(name):
@@ -47,7 +51,7 @@ def register_folders(names: tuple[str, ...] | list[str]) -> None:
             MetadataCatalog.get(name).set(evaluator_type=None)
 
 
-def load_images(names: tuple[str, ...] | list[str]) -> list[dict[str, Any]]:
+def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
     """The images of several data sets without their annotations; none is dropped.
 
     Args:
@@ -87,3 +91,73 @@ def _register_imagenet() -> None:
 
 
 _register_imagenet()
+
+
+def seeded_subset(items: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """At most `count` of the items, drawn from the seed alone, in their original order."""
+    chosen = np.random.default_rng(seed).permutation(len(items))[:count]
+    return [items[i] for i in sorted(chosen)]
+
+
+def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int = 0) -> str:
+    """Register a folder in PASCAL VOC's layout, with the classes that its boxes name.
+
+    Args:
+        root: holds Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/<split>.txt.
+        split: name of the list of images.
+        fraction: share of the images to keep, a subset drawn from `seed`.
+        seed: of the subset.
+
+    Returns:
+        the data set's name.
+
+    Raises:
+        FileNotFoundError: no such list of images.
+    """
+    image_set = Path(root, "ImageSets", "Main", f"{split}.txt")
+    if not image_set.is_file():
+        raise FileNotFoundError(f"{root!r} is not in VOC's layout: there is no {str(image_set)!r}.")
+    found = {
+        element.text
+        for file in sorted(Path(root, "Annotations").glob("*.xml"))
+        for element in ElementTree.parse(file).iterfind("object/name")
+    }
+    classes = sorted(name for name in found if name)
+    name = f"voc_{split}_{fraction:g}_seed{seed}@{root}"
+
+    def load() -> list[dict[str, Any]]:
+        images = load_voc_instances(root, split, classes)
+        return seeded_subset(images, round(fraction * len(images)), seed)
+
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(
+            thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
+        )
+    return name
+
+
+def register_coco_subset(name: str, count: int, seed: int, folder: str) -> str:
+    """Register at most `count` images of a registered COCO data set, for training or evaluation.
+
+    Args:
+        name: a data set in COCO's format, such as coco_2017_val.
+        count: how many images.
+        seed: of the subset.
+        folder: where its annotation file is written, since COCO's evaluator reads one.
+
+    Returns:
+        the subset's name.
+    """
+    metadata = MetadataCatalog.get(name)
+    content = json.loads(Path(metadata.json_file).read_text())
+    content["images"] = seeded_subset(content["images"], count, seed)
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    subset = f"{name}_subset{count}_seed{seed}"
+    file = Path(folder, f"{subset}.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    if subset not in DatasetCatalog.list():
+        register_coco_instances(subset, {}, str(file), metadata.image_root)
+    return subset

@@ -1,0 +1,188 @@
+"""The report of a pretrain-and-transfer run: numbers as JSON and Markdown, and one picture."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402
+
+METRICS = ("AP", "AP50", "AP75")
+_FAMILY_TITLES = {
+    "gg": "global - global (eq. 2)",
+    "gl": "global - local (eq. 4)",
+    "ll": "local - local (eq. 5)",
+}
+
+
+def summarise_pretraining(
+    histories: dict[str, list[float]], queue_length: int, last: int = 50
+) -> dict[str, Any]:
+    """Each loss term, its accuracy and each embedding's spread over the last iterations.
+
+    Args:
+        histories: values at every iteration by scalar name (`info_nce/gg_res5`, `top1/gg_res5`,
+            `spread/global_res5`, ...).
+        queue_length: K; chance is log(K + 1) for a loss and 1 / (K + 1) for top-1.
+        last: how many iterations to average.
+    """
+    mean = {name: float(np.mean(values[-last:])) for name, values in histories.items()}
+    terms = [name.split("/")[1] for name in histories if name.startswith("info_nce/")]
+    return {
+        "chance_loss": math.log(queue_length + 1),
+        "chance_top1": 1 / (queue_length + 1),
+        "terms": {t: {"loss": mean[f"info_nce/{t}"], "top1": mean[f"top1/{t}"]} for t in terms},
+        "spread": {n.split("/")[1]: v for n, v in mean.items() if n.startswith("spread/")},
+    }
+
+
+def summarise_transfer(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Mean and standard deviation over seeds: {init: {metric: [mean, std]}}.
+
+    Args:
+        runs: one dict a run with `init`, `seed` and the metrics AP, AP50, AP75 in percent. The
+            deviation is that of a sample (n - 1), and NaN for a single seed.
+    """
+    table: dict[str, dict[str, list[float]]] = {}
+    for init in dict.fromkeys(run["init"] for run in runs):
+        rows = np.array([[r[m] for m in METRICS] for r in runs if r["init"] == init])
+        std = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.full(len(METRICS), math.nan)
+        table[init] = {
+            m: [float(a), float(s)] for m, a, s in zip(METRICS, rows.mean(axis=0), std)
+        }
+    return table
+
+
+def _number(mean: float, std: float) -> str:
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def write_markdown(path: Path, report: dict[str, Any]) -> str:
+    """Write the report's tables; returns the text."""
+    lines = ["# Report", "", report["description"], "", f"Command: `{report['command']}`", ""]
+    lines += ["| initialisation | " + " | ".join(METRICS) + " | seeds |", "|---|---|---|---|---|"]
+    for init, row in report["transfer"].items():
+        seeds = sum(run["init"] == init for run in report["runs"])
+        cells = " | ".join(_number(*row[m]) for m in METRICS)
+        lines.append(f"| {init} | {cells} | {seeds} |")
+    pretraining = report["pretraining"]
+    lines += ["", f"Pretraining, mean of the last 50 iterations (chance: loss "
+              f"{pretraining['chance_loss']:.2f}, top-1 {100 * pretraining['chance_top1']:.1f} %):"]
+    lines += ["", "| term | InfoNCE | top-1 % |", "|---|---|---|"]
+    for term, row in pretraining["terms"].items():
+        lines.append(f"| {term} | {row['loss']:.3f} | {100 * row['top1']:.1f} |")
+    spread = ", ".join(f"{name} {value:.2f}" for name, value in pretraining["spread"].items())
+    lines += ["", f"Embedding spread (1: uniform on the sphere, 0: collapsed): {spread}.", ""]
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines += [f"Wall time: {times}.", "", f"Versions: {versions}.", ""]
+    text = "\n".join(lines)
+    path.write_text(text)
+    return text
+
+
+def _plot_losses(axes: list[Any], histories: dict[str, list[float]], chance: float) -> None:
+    for axis, (family, title) in zip(axes, _FAMILY_TITLES.items()):
+        for name, values in histories.items():
+            if name.startswith(f"info_nce/{family}_"):
+                width = max(1, len(values) // 30)
+                smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+                axis.plot(np.arange(len(smooth)) + width - 1, smooth, label=name.split("_")[-1])
+        axis.axhline(chance, color="grey", linestyle=":", label="log(K+1)")
+        axis.set(title=title, xlabel="iteration", ylabel="InfoNCE")
+        axis.legend(fontsize=7)
+
+
+def tile_views(batch: dict[str, Any], images: int = 4) -> np.ndarray:
+    """The views of the first images of a batch, one image a row: global pair, both 3x3 sets.
+
+    Args:
+        batch: what the pretraining loader yields, in RGB.
+
+    Returns:
+        an RGB picture, uint8.
+    """
+    rows = []
+    size = batch["global_query"].shape[-1]
+    for i in range(min(images, len(batch["global_query"]))):
+        cells = [batch[f"global_{side}"][i].permute(1, 2, 0).numpy() for side in ("query", "key")]
+        for side in ("query", "key"):
+            patches = batch[f"local_{side}"][i].permute(0, 2, 3, 1).numpy()
+            p = patches.shape[1]
+            board = np.full((size, size, 3), 255, np.uint8)
+            step = size // 3
+            for j, patch in enumerate(patches):
+                y, x = j // 3 * step, j % 3 * step
+                side_length = min(p, step - 2)
+                board[y : y + side_length, x : x + side_length] = patch[:side_length, :side_length]
+            cells.append(board)
+        rows.append(np.concatenate([np.pad(c, ((2, 2), (2, 2), (0, 0)), constant_values=255) for c in cells], axis=1))
+    return np.concatenate(rows)
+
+
+def draw_figure(
+    path: Path,
+    report: dict[str, Any],
+    histories: dict[str, list[float]],
+    views: np.ndarray,
+    detections: list[np.ndarray],
+) -> None:
+    """Draw loss curves, views, the AP table and some detections into one picture.
+
+    Args:
+        path: the .png to write.
+        report: as in :func:`write_markdown`.
+        histories: as in :func:`summarise_pretraining`.
+        views: an RGB picture, from :func:`tile_views`.
+        detections: RGB pictures with boxes drawn.
+    """
+    figure = plt.figure(figsize=(15, 13), constrained_layout=True)
+    grid = figure.add_gridspec(3, 12, height_ratios=[1, 1.35, 1])
+    axes = [figure.add_subplot(grid[0, 4 * i : 4 * i + 4]) for i in range(3)]
+    _plot_losses(axes, histories, report["pretraining"]["chance_loss"])
+
+    axis = figure.add_subplot(grid[1, :7])
+    axis.imshow(views)
+    axis.set_title("what went in: global query and key, local query and key (9 shuffled patches)")
+    axis.axis("off")
+
+    axis = figure.add_subplot(grid[1, 7:])
+    inits = list(report["transfer"])
+    for i, init in enumerate(inits):
+        mean, std = zip(*(report["transfer"][init][m] for m in METRICS))
+        offset = (i - (len(inits) - 1) / 2) * 0.8 / len(inits)
+        bars = axis.bar(
+            np.arange(len(METRICS)) + offset, mean, 0.8 / len(inits), yerr=np.nan_to_num(std), label=init
+        )
+        axis.bar_label(bars, [_number(m, s) for m, s in zip(mean, std)], fontsize=8)
+    axis.set_xticks(range(len(METRICS)), METRICS)
+    axis.set(title="detection after the same fine-tuning", ylabel="%")
+    axis.legend()
+
+    for i, picture in enumerate(detections[:4]):
+        axis = figure.add_subplot(grid[2, 3 * i : 3 * i + 3])
+        axis.imshow(picture)
+        axis.set_title("detections from DetCo" if i == 0 else "", fontsize=9)
+        axis.axis("off")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def write_report(
+    folder: str,
+    report: dict[str, Any],
+    histories: dict[str, list[float]],
+    views: np.ndarray,
+    detections: list[np.ndarray],
+) -> str:
+    """Write report.json, report.md and report.png into a folder; returns the Markdown text."""
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "report.json").write_text(json.dumps({**report, "curves": histories}, indent=1))
+    draw_figure(root / "report.png", report, histories, views, detections)
+    return write_markdown(root / "report.md", report)

@@ -1,0 +1,236 @@
+#!/usr/bin/env python
+"""The main job, small: DetCo pretraining, conversion, fine-tuning from random and from DetCo.
+
+python tools/demo.py                                  # rendered scenes, or coco/ if it is there
+python tools/demo.py --images /my/photos              # pretrain on one's own images
+python tools/demo.py --voc /data/bccd --fraction 0.2 --seeds 3    # detection data in VOC's layout
+
+Writes report.json, report.md and report.png into --output.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+
+import detco_d2
+from detco_d2.data.build import build_pretrain_loader
+from detco_d2.data.datasets import load_images, register_coco_subset, register_voc_folder
+from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.synthetic import register_scenes, write_scenes
+from detco_d2.engine.launch import adapt_to_machine
+from detco_d2.engine.pretrain import PretrainTrainer
+from detco_d2.engine.transfer import TransferTrainer
+from detco_d2.evaluation.report import (
+    METRICS,
+    summarise_pretraining,
+    summarise_transfer,
+    tile_views,
+    write_report,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+logger = logging.getLogger("detco_d2.demo")
+
+
+def load_config(file: str, num_gpus: int, **settings: Any) -> CfgNode:
+    cfg = get_cfg()
+    detco_d2.add_detco_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "demo" / file))
+    cfg.merge_from_list([item for pair in settings.items() for item in pair])
+    adapt_to_machine(cfg, num_gpus)
+    return cfg
+
+
+def choose_data(args: argparse.Namespace) -> tuple[list[str], str, str, str]:
+    """Names of the pretraining images, of the training and the test set, and a description."""
+    coco = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"), "coco")
+    if args.voc:
+        unlabelled = register_voc_folder(args.voc, "trainval")
+        train = register_voc_folder(args.voc, "trainval", args.fraction, seed=0)
+        test = register_voc_folder(args.voc, "test")
+        what = f"{args.voc}, {args.fraction:.0%} of trainval, evaluated on test"
+    elif coco.is_dir():
+        folder = os.path.join(args.output, "data")
+        train = unlabelled = register_coco_subset("coco_2017_train", 100, 0, folder)
+        test = register_coco_subset("coco_2017_val", 100, 0, folder)
+        what = f"at most 100 + 100 images of {coco}"
+    else:
+        folder = os.path.join(args.output, "data")
+        for split, count in (("unlabelled", 600), ("train", 100), ("test", 100)):
+            write_scenes(folder, split, count, seed=0)
+        unlabelled, train, test = (
+            register_scenes(folder, split) for split in ("unlabelled", "train", "test")
+        )
+        what = "rendered scenes: 600 unlabelled, 100 for training, 100 for evaluation"
+    return args.images or [unlabelled], train, test, what
+
+
+def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, dict[str, Any]]:
+    """Returns the checkpoint, its config, and the value of every scalar at every iteration."""
+    settings: dict[str, Any] = {"DATASETS.TRAIN": tuple(names)}
+    if args.pretrain_iters:
+        settings["SOLVER.MAX_ITER"] = args.pretrain_iters
+    if args.queue_length:
+        settings["MODEL.DETCO.QUEUE_LENGTH"] = args.queue_length
+    cfg = load_config("detco_R_18.yaml", args.num_gpus, **settings)
+    images = sum(len(DatasetCatalog.get(n)) for n in names if n in DatasetCatalog.list())
+    if images and not args.queue_length:
+        cfg.MODEL.DETCO.QUEUE_LENGTH = min(cfg.MODEL.DETCO.QUEUE_LENGTH, images // 2)
+    cfg.OUTPUT_DIR = os.path.join(args.output, "pretrain")
+    cfg.merge_from_list(args.opts)
+    seed_all_rng(cfg.SEED)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    trainer = PretrainTrainer(cfg)
+    trainer.train()
+    scalars = {
+        name: [value for value, _ in history.values()]
+        for name, history in trainer.storage.histories().items()
+        if name.split("/")[0] in ("info_nce", "top1", "spread")
+    }
+    return os.path.join(cfg.OUTPUT_DIR, "model_final.pth"), trainer.cfg, scalars
+
+
+def finetune(
+    args: argparse.Namespace, train: str, test: str, init: str, weights: str, seed: int
+) -> tuple[dict[str, Any], TransferTrainer]:
+    cfg = load_config("faster_rcnn_R_18_FPN.yaml", args.num_gpus)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (test,)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_classes(train))
+    cfg.MODEL.WEIGHTS, cfg.SEED = weights, seed
+    if args.finetune_iters:
+        total = cfg.SOLVER.MAX_ITER = args.finetune_iters
+        cfg.SOLVER.STEPS = (int(total * 0.8), int(total * 0.93))
+    cfg.OUTPUT_DIR = os.path.join(args.output, f"finetune_{init}_seed{seed}")
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    seed_all_rng(seed)
+    trainer = TransferTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    box = trainer._last_eval_results["bbox"]
+    return {"init": init, "seed": seed, **{m: float(box[m]) for m in METRICS}}, trainer
+
+
+def _classes(name: str) -> list[str]:
+    DatasetCatalog.get(name)  # a COCO file's classes are known once it is read
+    return MetadataCatalog.get(name).thing_classes
+
+
+def draw_detections(trainer: TransferTrainer, test: str, count: int = 4) -> list[np.ndarray]:
+    """The five best detections on each of the first test images, drawn in RGB."""
+    model = trainer.model.eval()
+    pictures = []
+    for data in trainer.build_test_loader(trainer.cfg, test):
+        with torch.no_grad():
+            found = model(data)[0]["instances"].to("cpu")
+        best = found.scores.argsort(descending=True)[:5]
+        image = detection_utils.read_image(data[0]["file_name"], "RGB")
+        drawn = Visualizer(image, MetadataCatalog.get(test)).draw_instance_predictions(found[best])
+        pictures.append(drawn.get_image())
+        if len(pictures) == count:
+            break
+    return pictures
+
+
+class Progress:
+    """Says before each phase what it is and how long the rest should take."""
+
+    def __init__(self, phases: list[tuple[str, float]]) -> None:
+        """
+        Args:
+            phases: name and share of the whole time (any unit).
+        """
+        self.phases = phases
+        self.started: list[float] = []
+
+    def next(self) -> None:
+        self.started.append(time.perf_counter())
+        current = len(self.started) - 1
+        done = sum(share for _, share in self.phases[:current])
+        rest = sum(share for _, share in self.phases[current:])
+        left = ""
+        if done:
+            seconds = (self.started[-1] - self.started[0]) / done * rest
+            left = f", about {seconds / 60:.0f} min left"
+        logger.info("[%d/%d] %s%s", current + 1, len(self.phases), self.phases[current][0], left)
+
+    def seconds(self) -> dict[str, float]:
+        ends = [*self.started[1:], time.perf_counter()]
+        return {name: e - s for (name, _), s, e in zip(self.phases, self.started, ends)}
+
+
+def run(args: argparse.Namespace) -> str:
+    runs_of = [(init, seed) for seed in range(args.seeds) for init in ("random", "DetCo")]
+    progress = Progress(
+        [("data", 1), ("pretraining", 60)] + [(f"fine-tuning {i} {s}", 20) for i, s in runs_of] + [("report", 2)]
+    )
+    progress.next()
+    names, train, test, what = choose_data(args)
+    progress.next()
+    weights, cfg, scalars = pretrain(args, names)
+    runs = []
+    for init, seed in runs_of:
+        progress.next()
+        result, trainer = finetune(args, train, test, init, weights if init == "DetCo" else "", seed)
+        runs.append(result)
+    progress.next()
+    loader = build_pretrain_loader(
+        load_images(names), DetCoDatasetMapper(cfg), total_batch_size=4, num_workers=0, seed=0
+    )
+    report = {
+        "description": f"Pretrained on {', '.join(names)} for {cfg.SOLVER.MAX_ITER} iterations of "
+        f"{cfg.SOLVER.IMS_PER_BATCH} images; detection data: {what}.",
+        "command": shlex.join(["python", *sys.argv]),
+        "transfer": summarise_transfer(runs),
+        "runs": runs,
+        "pretraining": summarise_pretraining(scalars, cfg.MODEL.DETCO.QUEUE_LENGTH),
+        "seconds": progress.seconds(),
+        "versions": {
+            "Python": platform.python_version(),
+            "torch": torch.__version__,
+            "detectron2": detectron2.__version__,
+        },
+    }
+    pictures = draw_detections(trainer, test)
+    return write_report(args.output, report, scalars, tile_views(next(iter(loader))), pictures)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", default="output/demo", help="folder for everything written")
+    parser.add_argument("--images", nargs="+", help="folders or data sets to pretrain on")
+    parser.add_argument("--voc", help="detection data: a folder in PASCAL VOC's layout")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of --voc's trainval")
+    parser.add_argument("--seeds", type=int, default=1, help="fine-tuning runs of each kind")
+    parser.add_argument("--pretrain-iters", type=int, help="default: as in the config")
+    parser.add_argument("--finetune-iters", type=int, help="default: as in the config")
+    parser.add_argument("--queue-length", type=int, help="default: 256, at most half the images")
+    parser.add_argument("--num-gpus", type=int, default=0, help="0: CPU; 1: one GPU")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for pretraining")
+    args = parser.parse_args()
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    for name, short in (("detectron2", "d2"), ("fvcore", None), ("detco_d2", "detco")):
+        setup_logger(args.output, name=name, abbrev_name=short)
+    text = run(args)
+    logger.info("\n%s", text)
+    logger.info("The picture is %s", os.path.join(args.output, "report.png"))
+
+
+if __name__ == "__main__":
+    main()
