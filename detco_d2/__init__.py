@@ -1,8 +1,7 @@
-"""DetCo pretraining and detection transfer in Detectron2 (Xie et al., ICCV 2021, arXiv 2102.04803)."""
+"""DetCo pretraining and detection transfer in Detectron2 (arXiv 2102.04803, ICCV 2021)."""
 
-from . import compat  # first: explains a missing or broken Detectron2 in words
-from . import modeling  # registers the meta-architecture and the ROI heads
+from . import compat, modeling  # in this order: a missing Detectron2 is explained, then used
 from .config import add_detco_config
-from .data import datasets  # registers the ImageNet names
+from .data import datasets
 
 __all__ = ["add_detco_config", "compat", "datasets", "modeling"]

@@ -5,7 +5,8 @@ carries; the day main is there, this module shrinks to :func:`check_installation
 """
 
 import importlib
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 _REMEDY = (
     "Run `make demo` or `python tools/setup_env.py`, which install a tested combination, or see "
@@ -24,7 +25,8 @@ def check_installation() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # a wrong pair fails with RuntimeError, a missing one otherwise
-            raise ImportError(f"detco_d2 needs {name}, which does not import: {error}. {_REMEDY}")
+            text = f"detco_d2 needs {name}, which does not import: {error}. {_REMEDY}"
+            raise ImportError(text) from error
 
 
 check_installation()

@@ -15,6 +15,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def draw_detections(trainer: TransferTrainer, test: str, count: int = 4) -> list
 class Progress:
     """Says before each phase what it is and how long the rest should take."""
 
-    def __init__(self, phases: list[tuple[str, float]]) -> None:
+    def __init__(self, phases: Sequence[tuple[str, float]]) -> None:
         """
         Args:
             phases: name and share of the whole time (any unit).
@@ -176,7 +177,9 @@ class Progress:
 def run(args: argparse.Namespace) -> str:
     runs_of = [(init, seed) for seed in range(args.seeds) for init in ("random", "DetCo")]
     progress = Progress(
-        [("data", 1), ("pretraining", 60)] + [(f"fine-tuning {i} {s}", 20) for i, s in runs_of] + [("report", 2)]
+        [("data", 1), ("pretraining", 60)]
+        + [(f"fine-tuning {i} {s}", 20) for i, s in runs_of]
+        + [("report", 2)]
     )
     progress.next()
     names, train, test, what = choose_data(args)
@@ -185,7 +188,9 @@ def run(args: argparse.Namespace) -> str:
     runs = []
     for init, seed in runs_of:
         progress.next()
-        result, trainer = finetune(args, train, test, init, weights if init == "DetCo" else "", seed)
+        result, trainer = finetune(
+            args, train, test, init, weights if init == "DetCo" else "", seed
+        )
         runs.append(result)
     progress.next()
     loader = build_pretrain_loader(

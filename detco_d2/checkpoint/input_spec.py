@@ -53,7 +53,9 @@ class InputSpec:
             if key in self.settings and not _same(self.settings[key], value)
         }
         if wrong:
-            lines = [f"  {k}: {v!r} in the weights, {self.settings[k]!r} here" for k, v in wrong.items()]
+            lines = [
+                f"  {k}: {v!r} in the weights, {self.settings[k]!r} here" for k, v in wrong.items()
+            ]
             fix = " ".join(f'{key} "{value}"' for key, value in wrong.items())
             raise ValueError(
                 "The config reads images otherwise than these weights were trained:\n"

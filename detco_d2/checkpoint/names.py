@@ -1,7 +1,8 @@
 """Which tensor of one format is which tensor of another; pure functions over names."""
 
 import re
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 PRETRAINING_PREFIX = "query_encoder.backbone."
 # Where a backbone can stand in a model: a detector with and without FPN, or DetCo itself.
@@ -38,7 +39,9 @@ def torchvision_to_detectron2(name: str) -> str | None:
 def _find_prefix(names: Iterable[str], anchor: str) -> str | None:
     """The prefix of the anchor, of the trained encoder rather than of its momentum copy."""
     prefixes = [name[: -len(anchor)] for name in names if name.endswith(anchor)]
-    prefixes = [p for p in prefixes if (p == "" or p.endswith(".")) and not _MOMENTUM_COPY.search(p)]
+    prefixes = [
+        p for p in prefixes if (p == "" or p.endswith(".")) and not _MOMENTUM_COPY.search(p)
+    ]
     return min(prefixes, key=len) if prefixes else None
 
 

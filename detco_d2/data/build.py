@@ -6,7 +6,8 @@ number of processes and workers, so resuming needs no state but the iteration.
 """
 
 import itertools
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch

@@ -1,6 +1,7 @@
 """One image file -> the views that enter the network."""
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable

@@ -59,7 +59,7 @@ def render_scene(
     image = _texture(rng, height, width) * 0.5 + 64
     free = np.ones((height, width), bool)
     annotations: list[dict[str, Any]] = []
-    wanted = rng.integers(1, max_objects + 1)
+    wanted = int(rng.integers(1, max_objects + 1))
     for _ in range(20 * wanted):
         if len(annotations) == wanted:
             break
@@ -103,7 +103,8 @@ def write_scenes(
     """
     folder = Path(root, split)
     folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i in range(num_images):
         rng = np.random.default_rng([seed, i, *split.encode()])
         image, objects = render_scene(rng, *size)

@@ -1,6 +1,6 @@
 """The random transforms of the global and the local view (paper section 3.4, MoCo v2)."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from PIL import Image, ImageFilter

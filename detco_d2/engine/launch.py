@@ -3,7 +3,8 @@
 import argparse
 import logging
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode

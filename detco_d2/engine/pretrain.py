@@ -1,7 +1,8 @@
 """The pretraining trainer."""
 
 import logging
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode

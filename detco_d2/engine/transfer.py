@@ -19,7 +19,9 @@ from ..compat import has_compiled_coco_evaluator
 from .trainer import Trainer
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluator:
     """The evaluator that the data set's metadata (`evaluator_type`) asks for.
 
     Raises:

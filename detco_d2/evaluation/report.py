@@ -10,7 +10,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 METRICS = ("AP", "AP50", "AP75")
 _FAMILY_TITLES = {
@@ -52,9 +52,7 @@ def summarise_transfer(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[f
     for init in dict.fromkeys(run["init"] for run in runs):
         rows = np.array([[r[m] for m in METRICS] for r in runs if r["init"] == init])
         std = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.full(len(METRICS), math.nan)
-        table[init] = {
-            m: [float(a), float(s)] for m, a, s in zip(METRICS, rows.mean(axis=0), std)
-        }
+        table[init] = {m: [float(a), float(s)] for m, a, s in zip(METRICS, rows.mean(axis=0), std)}
     return table
 
 
@@ -71,8 +69,11 @@ def write_markdown(path: Path, report: dict[str, Any]) -> str:
         cells = " | ".join(_number(*row[m]) for m in METRICS)
         lines.append(f"| {init} | {cells} | {seeds} |")
     pretraining = report["pretraining"]
-    lines += ["", f"Pretraining, mean of the last 50 iterations (chance: loss "
-              f"{pretraining['chance_loss']:.2f}, top-1 {100 * pretraining['chance_top1']:.1f} %):"]
+    lines += [
+        "",
+        f"Pretraining, mean of the last 50 iterations (chance: loss "
+        f"{pretraining['chance_loss']:.2f}, top-1 {100 * pretraining['chance_top1']:.1f} %):",
+    ]
     lines += ["", "| term | InfoNCE | top-1 % |", "|---|---|---|"]
     for term, row in pretraining["terms"].items():
         lines.append(f"| {term} | {row['loss']:.3f} | {100 * row['top1']:.1f} |")
@@ -121,7 +122,11 @@ def tile_views(batch: dict[str, Any], images: int = 4) -> np.ndarray:
                 side_length = min(p, step - 2)
                 board[y : y + side_length, x : x + side_length] = patch[:side_length, :side_length]
             cells.append(board)
-        rows.append(np.concatenate([np.pad(c, ((2, 2), (2, 2), (0, 0)), constant_values=255) for c in cells], axis=1))
+        rows.append(
+            np.concatenate(
+                [np.pad(c, ((2, 2), (2, 2), (0, 0)), constant_values=255) for c in cells], axis=1
+            )
+        )
     return np.concatenate(rows)
 
 
@@ -157,7 +162,11 @@ def draw_figure(
         mean, std = zip(*(report["transfer"][init][m] for m in METRICS))
         offset = (i - (len(inits) - 1) / 2) * 0.8 / len(inits)
         bars = axis.bar(
-            np.arange(len(METRICS)) + offset, mean, 0.8 / len(inits), yerr=np.nan_to_num(std), label=init
+            np.arange(len(METRICS)) + offset,
+            mean,
+            0.8 / len(inits),
+            yerr=np.nan_to_num(std),
+            label=init,
         )
         axis.bar_label(bars, [_number(m, s) for m, s in zip(mean, std)], fontsize=8)
     axis.set_xticks(range(len(METRICS)), METRICS)

@@ -1,4 +1,4 @@
-"""The queues of negative keys, one for each stage and view (paper section 3.2, MoCo section 3.2)."""
+"""The queues of negative keys, one for each stage and view (paper section 3.2)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,0 +1,29 @@
+# make demo [IMAGES=/my/photos]   the main job: pretrain, convert, fine-tune, report
+# make test                       the tests (CI runs them); make test-all adds the long ones
+# make lint                       format, lint, types
+PYTHON ?= python3
+VENV ?= .venv
+RUN = PYTHONWARNINGS=ignore $(VENV)/bin/python
+
+.PHONY: setup demo test test-all lint format
+
+setup:
+	@$(PYTHON) tools/setup_env.py --venv $(VENV)
+
+demo: setup
+	$(RUN) tools/demo.py $(if $(IMAGES),--images "$(IMAGES)")
+
+test: setup
+	$(RUN) -m pytest -m "not slow" tests
+
+test-all: setup
+	$(RUN) -m pytest tests
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
