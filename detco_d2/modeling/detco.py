@@ -62,6 +62,10 @@ class DetCo(nn.Module):
         super().__init__()
         self.query_encoder = query_encoder
         self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
+        # DDP wants a gradient for every trainable parameter: heads that only keys use get none.
+        query_views = {FAMILIES[family][0] for family in families}
+        query_encoder.global_heads.requires_grad_("global" in query_views)
+        query_encoder.local_heads.requires_grad_("local" in query_views)
         self.families = families
         self.stage_weights = stage_weights
         self.views = required_views(families)
@@ -79,7 +83,7 @@ class DetCo(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_detco_config(cfg)
         node = cfg.MODEL.DETCO
-        backbone = build_backbone(cfg)
+        backbone = build_backbone(_without_idle_stages(cfg))
         shapes = backbone.output_shape()
         missing = [stage for stage in node.STAGES if stage not in shapes]
         if missing:
@@ -219,3 +223,13 @@ class DetCo(nn.Module):
             return
         values = torch.stack([value.float() for value in watched.values()]).tolist()
         storage.put_scalars(**dict(zip(watched, values)))
+
+
+def _without_idle_stages(cfg: CfgNode) -> CfgNode:
+    """Let a ResNet end at the deepest stage under contrast; DDP refuses layers that idle."""
+    outputs = [name for name in cfg.MODEL.RESNETS.OUT_FEATURES if name in cfg.MODEL.DETCO.STAGES]
+    cfg = cfg.clone()
+    cfg.defrost()
+    if outputs:
+        cfg.MODEL.RESNETS.OUT_FEATURES = outputs
+    return cfg

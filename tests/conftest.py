@@ -1,0 +1,90 @@
+"""Shared fixtures: small configs, a batch of views, scenes, real data where it is given."""
+
+import os
+import time
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+import detco_d2
+from detco_d2.data.synthetic import write_scenes
+from detco_d2.engine.launch import adapt_to_machine
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def load_config(file: str, *settings: object) -> CfgNode:
+    cfg = get_cfg()
+    detco_d2.add_detco_config(cfg)
+    cfg.merge_from_file(os.path.join(ROOT, "configs", file))
+    cfg.merge_from_list(list(settings))
+    adapt_to_machine(cfg, num_gpus=0)
+    return cfg
+
+
+TINY = [
+    *["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64],
+    *["MODEL.DETCO.QUEUE_LENGTH", 10, "MODEL.DETCO.EMBED_DIM", 16, "MODEL.DETCO.MOMENTUM", 0.9],
+    *["INPUT.DETCO.GLOBAL_SIZE", 48, "INPUT.DETCO.LOCAL_SIZE", 63, "INPUT.DETCO.PATCH_SIZE", 16],
+    *["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 7],
+]
+
+
+def tiny_config(*settings: object, file: str = "detco.yaml") -> CfgNode:
+    """A ResNet-18 DetCo that steps in a fraction of a second."""
+    return load_config(file, *TINY, *settings)
+
+
+def make_batch(images: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    return {
+        "global_query": draw(images, 3, 48, 48),
+        "global_key": draw(images, 3, 48, 48),
+        "local_query": draw(images, 9, 3, 16, 16),
+        "local_key": draw(images, 9, 3, 16, 16),
+    }
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of rendered scenes: 12 for training, 6 for evaluation."""
+    root = str(tmp_path_factory.mktemp("scenes"))
+    write_scenes(root, "train", 12, seed=0, size=(96, 128))
+    write_scenes(root, "test", 6, seed=0, size=(96, 128))
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data() -> str:
+    """The folder of DETECTRON2_DATASETS, if it has COCO; otherwise the test is skipped."""
+    root = os.environ.get("DETECTRON2_DATASETS", "")
+    if not os.path.isdir(os.path.join(root, "coco", "annotations")):
+        pytest.skip("needs DETECTRON2_DATASETS with coco/ inside")
+    return root
+
+
+class _TimeLeft:
+    def __init__(self) -> None:
+        self.start = self.said = time.time()
+        self.total = self.done = 0
+
+
+_time_left = _TimeLeft()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _time_left.total = len(session.items)
+
+
+def pytest_runtest_logfinish(nodeid: str, location: object) -> None:
+    now, state = time.time(), _time_left
+    state.done += 1
+    if now - state.said > 20:
+        state.said = now
+        left = (now - state.start) / state.done * (state.total - state.done)
+        print(f"  [{state.done} of {state.total} tests, about {left / 60:.1f} min left]", flush=True)

@@ -1,0 +1,52 @@
+"""Rendered scenes: exact, and the same from the same seed."""
+
+import json
+import os
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from detco_d2.data.synthetic import CLASSES, render_scene, write_scenes
+
+
+def test_boxes_and_masks_are_those_of_the_painted_pixels():
+    for seed in range(10):
+        image, objects = render_scene(np.random.default_rng(seed), 96, 128)
+        empty, _ = render_scene(np.random.default_rng(seed), 96, 128, max_objects=1)
+        assert image.shape == (96, 128, 3) and image.dtype == np.uint8
+        assert objects
+        taken = np.zeros((96, 128), int)
+        for found in objects:
+            rle = mask_util.frPyObjects(found["segmentation"], 96, 128)
+            mask = mask_util.decode(rle)[..., 0]
+            ys, xs = np.nonzero(mask)
+            x, y, w, h = found["bbox"]
+            assert (x, y, x + w - 1, y + h - 1) == (xs.min(), ys.min(), xs.max(), ys.max())
+            assert found["area"] == mask.sum() > 20
+            taken += mask
+        assert taken.max() == 1  # no object hides another
+
+
+def test_what_is_annotated_looks_other_than_what_is_not():
+    """An object is a texture of its own: mean colours differ inside and around most masks."""
+    differences = []
+    for seed in range(20):
+        image, objects = render_scene(np.random.default_rng(seed), 96, 128)
+        for found in objects:
+            mask = mask_util.decode(mask_util.frPyObjects(found["segmentation"], 96, 128))
+            inside = mask[..., 0].astype(bool)
+            differences.append(np.abs(image[inside].mean(0) - image[~inside].mean(0)).max())
+    assert np.median(differences) > 20
+
+
+def test_files_follow_from_seed_and_split(tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        write_scenes(str(tmp_path / folder), "train", 3, seed, size=(64, 64))
+    content = {
+        f: (tmp_path / f / "annotations" / "instances_train.json").read_text() for f in "abc"
+    }
+    assert content["a"] == content["b"] != content["c"]
+    parsed = json.loads(content["a"])
+    assert [c["name"] for c in parsed["categories"]] == list(CLASSES)
+    assert len({a["id"] for a in parsed["annotations"]}) == len(parsed["annotations"])
+    assert sorted(os.listdir(tmp_path / "a" / "train")) == [i["file_name"] for i in parsed["images"]]

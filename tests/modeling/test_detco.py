@@ -1,0 +1,149 @@
+"""The meta-architecture: what a step computes, changes, and leaves alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from ..conftest import make_batch, tiny_config
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build_model(tiny_config()).train()
+
+
+def test_restricted_to_res5_and_global_it_is_moco_v2():
+    """MoCo v2's loss, computed here on its own: einsum, concatenation, cross-entropy."""
+    torch.manual_seed(0)
+    model = build_model(tiny_config(file="moco_v2.yaml")).double().train()
+    assert model.views == ["global_query", "global_key"]
+    batch = make_batch()
+
+    def embed(encoder, images):
+        mean = torch.tensor([123.675, 116.28, 103.53], dtype=torch.float64).view(3, 1, 1)
+        std = torch.tensor([58.395, 57.12, 57.375], dtype=torch.float64).view(3, 1, 1)
+        features = encoder.backbone((images - mean) / std)["res5"]
+        pooled = F.adaptive_avg_pool2d(features, 1).flatten(1)
+        head = encoder.global_heads["res5"]
+        hidden = (pooled @ head.hidden.weight.T + head.hidden.bias).clamp(min=0)
+        out = hidden @ head.out.weight.T + head.out.bias
+        return out / out.norm(dim=1, keepdim=True)
+
+    q, k = embed(model.query_encoder, batch["global_query"]), embed(model.key_encoder, batch["global_key"])
+    queue = model.queue.features[0].T
+    logits = torch.cat([torch.einsum("nc,nc->n", q, k)[:, None], torch.einsum("nc,ck->nk", q, queue)], 1)
+    expected = (torch.logsumexp(logits / 0.2, 1) - logits[:, 0] / 0.2).mean()
+    losses = model(batch)
+    assert list(losses) == ["loss_gg_res5"]
+    # the mean and std are float32 buffers that .double() widened, hence not 1e-12
+    assert losses["loss_gg_res5"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_momentum_encoder_starts_as_a_copy_and_follows_the_moving_average(model):
+    """theta_k <- m theta_k + (1 - m) theta_q, heads included (MoCo eq. 2), m = 0.9 here."""
+    pairs = list(zip(model.query_encoder.parameters(), model.key_encoder.parameters()))
+    assert all(torch.equal(q, k) for q, k in pairs)
+    optimizer = torch.optim.SGD(model.query_encoder.parameters(), lr=0.1)
+    for step in range(3):
+        expected = [0.9 * k.detach() + 0.1 * q.detach() for q, k in pairs]
+        losses = model(make_batch(seed=step))
+        for (_, k), e in zip(pairs, expected):
+            assert torch.allclose(k, e, rtol=1e-5, atol=1e-7)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert not any(torch.equal(q, k) for q, k in pairs)
+
+
+def test_batch_norm_statistics_are_each_encoders_own(model):
+    batch = make_batch()
+    batch["global_key"] = batch["global_key"] // 8  # a darker key side
+    model(batch)
+    query = model.query_encoder.backbone.stem.conv1.norm.running_mean
+    key = model.key_encoder.backbone.stem.conv1.norm.running_mean
+    assert not torch.allclose(query, key)
+
+
+def test_gradients_reach_every_query_parameter_and_no_key_parameter(model):
+    sum(model(make_batch()).values()).backward()
+    without = [n for n, p in model.query_encoder.named_parameters() if p.grad is None]
+    assert without == []
+    assert all(p.grad.abs().sum() > 0 for p in model.query_encoder.parameters() if p.dim() > 1)
+    assert all(p.grad is None for p in model.key_encoder.parameters())
+    assert not model.queue.features.requires_grad
+
+
+def test_keys_enter_the_queues_after_the_losses(model):
+    before = model.queue.features.clone()
+    batch = make_batch()
+    with torch.no_grad():
+        keys = model.key_encoder(
+            model._normalise(batch["global_key"]), model._normalise(batch["local_key"])
+        )
+    model(batch)
+    for i, name in enumerate(model.queue_names):
+        assert torch.allclose(model.queue.features[i, :4], keys[name], atol=1e-6)
+    assert torch.equal(model.queue.features[:, 4:], before[:, 4:])
+
+
+def test_eight_queues_for_four_stages_and_two_views(model):
+    assert model.queue.features.shape == (8, 10, 16)
+    assert len(set(model.queue_names)) == 8
+
+
+@pytest.mark.parametrize(
+    "families, stages, queues",
+    [(["gg"], ["res3", "res5"], 2), (["gl"], ["res4"], 1), (["ll", "gl"], ["res5"], 2)],
+)
+def test_any_stages_and_families_can_be_chosen(families, stages, queues):
+    cfg = tiny_config(
+        *["MODEL.DETCO.FAMILIES", families, "MODEL.DETCO.STAGES", stages],
+        *["MODEL.DETCO.STAGE_WEIGHTS", [1.0] * len(stages)],
+    )
+    model = build_model(cfg).train()
+    losses = model(make_batch())
+    assert set(losses) == {f"loss_{f}_{s}" for f in families for s in stages}
+    assert len(model.queue_names) == queues
+    sum(losses.values()).backward()
+    # DDP fails on a trainable parameter that gets no gradient
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_accuracy_and_spread_go_to_the_event_storage_not_to_the_losses(model):
+    with EventStorage() as storage:
+        losses = model(make_batch())
+        seen = {name: value for name, (value, _) in storage.latest().items()}
+    assert all(name.startswith("loss_") for name in losses)
+    for family in ("gg", "gl", "ll"):
+        weighted = losses[f"loss_{family}_res3"].item()
+        assert 0.4 * seen[f"info_nce/{family}_res3"] == pytest.approx(weighted, rel=1e-5)
+        assert 0 <= seen[f"top1/{family}_res3"] <= 1
+    assert 0 < seen["spread/local_res5"] < 2 and 0 < seen["spread/global_res2"] < 2
+
+
+def test_inference_is_refused_with_the_way_out(model):
+    with pytest.raises(RuntimeError, match="convert_weights"):
+        model.eval()(make_batch())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["MODEL.DETCO.STAGES", ["res5", "res6"], "MODEL.DETCO.STAGE_WEIGHTS", [1, 1]], "res6"),
+        (["MODEL.DETCO.STAGE_WEIGHTS", [0.1, 1.0]], "STAGE_WEIGHTS is .0.1, 1.0."),
+        (["MODEL.DETCO.FAMILIES", ["gg", "lg"]], "FAMILIES is .'gg', 'lg'."),
+        (["MODEL.DETCO.TEMPERATURE", 0.0], "TEMPERATURE is 0.0; it must be above 0"),
+        (["MODEL.DETCO.MOMENTUM", 1.5], "MOMENTUM is 1.5; it must be between 0 and 1"),
+        (["MODEL.DETCO.QUEUE_LENGTH", 0], "QUEUE_LENGTH is 0"),
+        (["MODEL.DETCO.LOCAL_HIDDEN_DIMS", [8]], "LOCAL_HIDDEN_DIMS"),
+        (["INPUT.DETCO.PATCH_SIZE", 22], "PATCH_SIZE"),
+        (["INPUT.DETCO.LOCAL_SIZE", 64], "LOCAL_SIZE"),
+        (["INPUT.DETCO.GLOBAL_SCALE", [0.5, 1.2]], "GLOBAL_SCALE"),
+    ],
+)
+def test_impossible_values_are_refused_by_key(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_config(*settings))

@@ -1,0 +1,87 @@
+"""The losses against double loops written from the paper's equations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+
+from detco_d2.modeling.losses import embedding_spread, info_nce
+
+from ..conftest import make_batch, tiny_config
+
+# name of a family -> equation, view of the query, view of the key and of the queue
+EQUATIONS = {
+    "gg": ("eq. 2", "global", "global"),
+    "gl": ("eq. 4", "local", "global"),
+    "ll": ("eq. 5", "local", "local"),
+}
+
+
+def reference(query, key, queue, temperature):
+    """-log( e^{q.k/t} / (e^{q.k/t} + sum_n e^{q.n/t}) ), number by number."""
+    total = 0.0
+    for q, k in zip(query.tolist(), key.tolist()):
+        positive = math.exp(sum(a * b for a, b in zip(q, k)) / temperature)
+        negatives = 0.0
+        for n in queue.tolist():
+            negatives += math.exp(sum(a * b for a, b in zip(q, n)) / temperature)
+        total += -math.log(positive / (positive + negatives))
+    return total / len(query)
+
+
+@pytest.fixture(scope="module")
+def forward():
+    """The losses of one step of a float64 DetCo, and everything they were computed from."""
+    torch.manual_seed(0)
+    model = build_model(tiny_config()).double().train()
+    batch = make_batch()
+    with torch.no_grad():
+        for parameter in model.key_encoder.parameters():  # or queries and keys would be near
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        model.momentum = 1.0
+        views = {name: model._normalise(view) for name, view in batch.items()}
+        queries = model.query_encoder(views["global_query"], views["local_query"])
+        keys = model.key_encoder(views["global_key"], views["local_key"])
+    queue = dict(zip(model.queue_names, model.queue.features.clone()))
+    return model(batch), queries, keys, queue, model
+
+
+@pytest.mark.parametrize("stage", ["res2", "res3", "res4", "res5"])
+@pytest.mark.parametrize("family", EQUATIONS)
+def test_each_of_the_12_losses_follows_its_equation(forward, family, stage):
+    losses, queries, keys, queue, model = forward
+    _, query_view, key_view = EQUATIONS[family]
+    expected = reference(
+        queries[query_view, stage], keys[key_view, stage], queue[key_view, stage], 0.2
+    )
+    weight = {"res2": 0.1, "res3": 0.4, "res4": 0.7, "res5": 1.0}[stage]  # w_i of eq. 1
+    assert losses[f"loss_{family}_{stage}"].item() == pytest.approx(weight * expected, rel=1e-9)
+
+
+def test_there_are_12_losses_and_no_other(forward):
+    names = {f"loss_{f}_res{i}" for f in ("gg", "ll", "gl") for i in (2, 3, 4, 5)}
+    assert set(forward[0]) == names
+
+
+def test_top1_counts_queries_nearest_to_their_own_key():
+    key = F.normalize(torch.eye(4), dim=1)
+    queue = -key
+    query = key.clone()
+    query[0] = -key[0]
+    _, top1 = info_nce(query, key, queue, 0.2)
+    assert top1.item() == 0.75
+
+
+def test_loss_of_equal_embeddings_is_log_of_k_plus_one():
+    ones = F.normalize(torch.ones(3, 8), dim=1)
+    loss, _ = info_nce(ones, ones, F.normalize(torch.ones(7, 8), dim=1), 0.2)
+    assert loss.item() == pytest.approx(math.log(8), rel=1e-6)
+
+
+def test_spread_is_one_on_the_sphere_and_zero_when_collapsed():
+    generator = torch.Generator().manual_seed(0)
+    uniform = F.normalize(torch.randn(4096, 64, generator=generator), dim=1)
+    assert embedding_spread(uniform).item() == pytest.approx(1.0, abs=0.02)
+    assert embedding_spread(uniform[:1].expand(32, 64)).item() == pytest.approx(0.0, abs=1e-6)
