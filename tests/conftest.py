@@ -87,4 +87,6 @@ def pytest_runtest_logfinish(nodeid: str, location: object) -> None:
     if now - state.said > 20:
         state.said = now
         left = (now - state.start) / state.done * (state.total - state.done)
-        print(f"  [{state.done} of {state.total} tests, about {left / 60:.1f} min left]", flush=True)
+        print(
+            f"  [{state.done} of {state.total} tests, about {left / 60:.1f} min left]", flush=True
+        )

@@ -14,7 +14,10 @@ IMAGES = [{"file_name": f"{i}.jpg"} for i in range(10)]
 def draw(dataset_dict):
     """A stand-in for the mapper: the file's number and a random one."""
     number = torch.tensor(int(dataset_dict["file_name"].split(".")[0]))
-    return {"file_name": dataset_dict["file_name"], "view": torch.stack([number, torch.randint(10**9, ())])}
+    return {
+        "file_name": dataset_dict["file_name"],
+        "view": torch.stack([number, torch.randint(10**9, ())]),
+    }
 
 
 def batches(count, **settings):

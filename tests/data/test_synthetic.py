@@ -49,4 +49,6 @@ def test_files_follow_from_seed_and_split(tmp_path):
     parsed = json.loads(content["a"])
     assert [c["name"] for c in parsed["categories"]] == list(CLASSES)
     assert len({a["id"] for a in parsed["annotations"]}) == len(parsed["annotations"])
-    assert sorted(os.listdir(tmp_path / "a" / "train")) == [i["file_name"] for i in parsed["images"]]
+    assert sorted(os.listdir(tmp_path / "a" / "train")) == [
+        i["file_name"] for i in parsed["images"]
+    ]

@@ -32,9 +32,14 @@ def test_restricted_to_res5_and_global_it_is_moco_v2():
         out = hidden @ head.out.weight.T + head.out.bias
         return out / out.norm(dim=1, keepdim=True)
 
-    q, k = embed(model.query_encoder, batch["global_query"]), embed(model.key_encoder, batch["global_key"])
+    q, k = (
+        embed(model.query_encoder, batch["global_query"]),
+        embed(model.key_encoder, batch["global_key"]),
+    )
     queue = model.queue.features[0].T
-    logits = torch.cat([torch.einsum("nc,nc->n", q, k)[:, None], torch.einsum("nc,ck->nk", q, queue)], 1)
+    logits = torch.cat(
+        [torch.einsum("nc,nc->n", q, k)[:, None], torch.einsum("nc,ck->nk", q, queue)], 1
+    )
     expected = (torch.logsumexp(logits / 0.2, 1) - logits[:, 0] / 0.2).mean()
     losses = model(batch)
     assert list(losses) == ["loss_gg_res5"]

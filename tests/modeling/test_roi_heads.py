@@ -21,8 +21,6 @@ def test_a_norm_of_2048_channels_follows_res5():
 
 @pytest.mark.parametrize("depth", [18, 34])
 def test_basic_block_depths_are_refused_by_name(depth):
-    cfg = load_config(
-        C4, "MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64
-    )
+    cfg = load_config(C4, "MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
     with pytest.raises(ValueError, match=f"ResNet-{depth}"):
         build_model(cfg)

@@ -1,0 +1,80 @@
+"""Two gloo processes: equal queues, and the losses of one process on the joined batch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from detco_d2.modeling import distributed
+
+from ..conftest import ROOT, TINY, tiny_config
+from .worker import NORM_FREE, run
+
+
+def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [
+            *[sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"],
+            *["--nproc-per-node", str(processes), *command],
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["buffers_kept", "buffers_broadcast"])
+def ranks(request, tmp_path_factory):
+    """What both processes ended with, for each setting of DDP's broadcast_buffers."""
+    output = str(tmp_path_factory.mktemp("ranks"))
+    done = torchrun("-m", "tests.distributed.worker", output, str(request.param))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(f"{output}/rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_queues_are_bit_equal_on_both_processes(ranks):
+    assert torch.equal(ranks[0]["queue"], ranks[1]["queue"])
+    assert torch.equal(ranks[0]["exact_queue"], ranks[1]["exact_queue"])
+    assert ranks[0]["count"] == ranks[1]["count"] == 16  # the keys of both, four times
+
+
+def test_both_encoders_are_equal_on_both_processes(ranks):
+    assert torch.equal(ranks[0]["query"], ranks[1]["query"])
+    assert torch.equal(ranks[0]["key"], ranks[1]["key"])
+
+
+def test_losses_and_queues_are_those_of_one_process_on_the_joined_batch(ranks):
+    """With group norm a batch may be cut anywhere: keys must come back un-shuffled to their own."""
+    torch.manual_seed(0)
+    model = build_model(tiny_config(*NORM_FREE)).double().train()
+    expected = run(model, 3, slice(0, 4))
+    for step in range(3):
+        for name, value in expected[step].items():
+            mean = (ranks[0]["losses"][step][name] + ranks[1]["losses"][step][name]) / 2
+            assert mean == pytest.approx(value, rel=1e-6), (step, name)
+    assert torch.allclose(ranks[0]["exact_queue"], model.queue.features, rtol=1e-6, atol=1e-9)
+
+
+def test_the_shuffle_is_a_permutation_that_changes_with_the_step():
+    first, second = (distributed.batch_permutation(64, seed) for seed in (0, 64))
+    assert sorted(first.tolist()) == list(range(64))
+    assert not torch.equal(first, second)
+    assert torch.equal(first[torch.argsort(first)], torch.arange(64))
+
+
+def test_pretraining_runs_under_torchrun_on_the_cpu(scenes, tmp_path):
+    settings = [str(value) for value in TINY]
+    done = torchrun(
+        *["pretrain_net.py", "--config-file", "configs/detco.yaml", "--num-gpus", "0"],
+        *["DATASETS.TRAIN", f"('{scenes}/train',)", "OUTPUT_DIR", str(tmp_path)],
+        *["SOLVER.MAX_EPOCHS", "2", *settings],
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    data = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert data["trainer"]["iteration"] == 5  # 2 epochs of 12 // 4
+    assert data["model"]["queue.num_enqueued"] == 24

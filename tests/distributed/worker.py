@@ -1,0 +1,56 @@
+"""Run by torchrun in two CPU processes: steps of DetCo under DDP, and what they end with."""
+
+import sys
+
+import torch
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from detco_d2.compat import create_local_process_group
+from tests.conftest import make_batch, tiny_config
+
+NORM_FREE = [  # group norm in backbone: nothing depends on who shares a batch
+    *["MODEL.RESNETS.NORM", "GN", "MODEL.DETCO.QUEUE_LENGTH", 10],
+]
+
+
+def run(model: torch.nn.Module, steps: int, part: slice) -> list[dict[str, float]]:
+    """Train on this process's part of batches of four; returns the losses of each step."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    losses_of_steps = []
+    for step in range(steps):
+        losses = model({name: view[part] for name, view in make_batch(4, seed=step).items()})
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        losses_of_steps.append({name: loss.item() for name, loss in losses.items()})
+    return losses_of_steps
+
+
+def main(output: str, broadcast_buffers: bool) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    rank = comm.get_rank()
+    create_local_process_group(2)
+    own = slice(2 * rank, 2 * rank + 2)
+
+    torch.manual_seed(100 + rank)  # Detectron2 seeds every process differently
+    model = build_model(tiny_config()).train()
+    wrapped = create_ddp_model(model, broadcast_buffers=broadcast_buffers, device_ids=None)
+    run(wrapped, 4, own)
+    result = {"queue": model.queue.features, "count": model.queue.num_enqueued}
+    result["query"] = torch.cat([p.detach().flatten() for p in model.query_encoder.parameters()])
+    result["key"] = torch.cat([p.detach().flatten() for p in model.key_encoder.parameters()])
+
+    torch.manual_seed(0)
+    exact = build_model(tiny_config(*NORM_FREE)).double().train()
+    wrapped = create_ddp_model(exact, broadcast_buffers=broadcast_buffers, device_ids=None)
+    result["losses"] = run(wrapped, 3, own)
+    result["exact_queue"] = exact.queue.features
+    torch.save(result, f"{output}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] == "True")

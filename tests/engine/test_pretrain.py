@@ -1,0 +1,147 @@
+"""The pretraining trainer: schedule, exact resume, checkpoints, metrics."""
+
+import json
+import logging
+import math
+import os
+
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+
+from detco_d2.data.synthetic import register_scenes
+from detco_d2.engine.pretrain import PretrainTrainer, with_schedule
+
+from ..conftest import tiny_config
+
+
+def make_trainer(scenes, output, max_iter, *settings):
+    cfg = tiny_config(
+        *["DATASETS.TRAIN", (register_scenes(scenes, "train"),), "OUTPUT_DIR", str(output)],
+        *["SOLVER.MAX_ITER", max_iter, *settings],
+    )
+    os.makedirs(output, exist_ok=True)
+    seed_all_rng(max(cfg.SEED, 0))
+    return PretrainTrainer(cfg)
+
+
+def assert_same_state(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_and_ten_resumed_iterations_equal_twenty_straight(scenes, tmp_path, workers):
+    settings = ["DATALOADER.NUM_WORKERS", workers]
+    straight = make_trainer(scenes, tmp_path / "straight", 20, *settings)
+    straight.train()
+
+    # the same schedule of 20, stopped after 10: what a crash leaves behind
+    first = make_trainer(scenes, tmp_path / "resumed", 20, *settings)
+    first.max_iter = 10
+    first.train()
+    second = make_trainer(scenes, tmp_path / "resumed", 20, *settings)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == 10
+    second.train()
+
+    assert_same_state(straight.model.state_dict(), second.model.state_dict())
+    momenta = [
+        [t.optimizer.state[p]["momentum_buffer"] for p in t.model.parameters() if p.requires_grad]
+        for t in (straight, second)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta))
+    assert second.model.queue.num_enqueued.item() == 80
+
+
+def test_a_checkpoint_carries_everything_and_loads_with_weights_only(scenes, tmp_path):
+    make_trainer(scenes, tmp_path, 2).train()
+    data = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    names = data["model"].keys()
+    for part in ("query_encoder.backbone.", "key_encoder.local_heads.res5", "queue.features"):
+        assert any(name.startswith(part) for name in names), part
+    assert data["input_spec"]["INPUT.FORMAT"] == "RGB"
+    assert data["trainer"]["iteration"] == 1 and data["trainer"]["data_seed"] == 7
+    assert data["trainer"]["_trainer"]["optimizer"]["state"]
+
+
+def test_without_a_seed_a_resume_keeps_the_first_runs_stream(scenes, tmp_path):
+    first = make_trainer(scenes, tmp_path, 1, "SEED", -1)
+    first.train()
+    second = make_trainer(scenes, tmp_path, 2, "SEED", -1)
+    second.resume_or_load(resume=True)
+    assert second.data_seed == first.data_seed
+
+
+def test_metrics_are_written_for_every_term(scenes, tmp_path):
+    # 32-pixel patches: torch's bfloat16 convolutions go wrong on the CPU on maps of 1x1 pixels
+    size = ["INPUT.DETCO.LOCAL_SIZE", 96, "INPUT.DETCO.PATCH_SIZE", 32]
+    make_trainer(scenes, tmp_path, 20, "SOLVER.AMP.ENABLED", True, *size).train()
+    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    for family in ("gg", "gl", "ll"):
+        for stage in ("res2", "res3", "res4", "res5"):
+            assert last[f"loss_{family}_{stage}"] > 0
+            assert 0 <= last[f"top1/{family}_{stage}"] <= 1
+    assert last["images_per_second"] > 0 and 0 <= last["data_time_share"] <= 1
+    assert {"lr", "eta_seconds", "time"} <= last.keys()
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path))
+
+
+def test_the_schedule_is_a_cosine_to_zero_without_warm_up(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 8)
+    rates = []
+    for _ in range(8):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+    expected = [0.03 * 0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_weight_decay_covers_everything_and_only_the_query_side_is_trained(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 1)
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {1e-4}
+    assert {group["momentum"] for group in trainer.optimizer.param_groups} == {0.9}
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in trainer.model.query_encoder.parameters()}
+
+
+def test_epochs_become_iterations():
+    cfg = tiny_config("SOLVER.MAX_EPOCHS", 3, "SOLVER.IMS_PER_BATCH", 4)
+    assert with_schedule(cfg, 30).SOLVER.MAX_ITER == 21  # 30 // 4 batches an epoch
+    paper = tiny_config("SOLVER.MAX_EPOCHS", 200, "SOLVER.IMS_PER_BATCH", 256)
+    assert with_schedule(paper, 1281167).SOLVER.MAX_ITER == 1000800
+
+
+def test_a_queue_longer_than_half_the_data_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        with_schedule(tiny_config("MODEL.DETCO.QUEUE_LENGTH", 10), 19)
+    assert "At most half the number of images is advised: 9" in caplog.text
+    caplog.clear()
+    with_schedule(tiny_config("MODEL.DETCO.QUEUE_LENGTH", 10), 20)
+    assert caplog.text == ""
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 4, but DATASETS.TRAIN has 3 images"):
+        with_schedule(tiny_config(), 3)
+
+
+def test_pretraining_can_start_from_a_backbone(scenes, tmp_path):
+    first = make_trainer(scenes, tmp_path / "a", 1)
+    first.train()
+    weights = str(tmp_path / "a" / "model_final.pth")
+    state = {
+        n.replace("query_encoder.", "module."): v
+        for n, v in torch.load(weights, weights_only=True)["model"].items()
+        if n.startswith("query_encoder.backbone.")
+    }
+    torch.save({"state_dict": state}, tmp_path / "backbone.pth")
+    second = make_trainer(
+        scenes, tmp_path / "b", 1, "MODEL.WEIGHTS", str(tmp_path / "backbone.pth")
+    )
+    second.resume_or_load(resume=False)
+    expected = first.model.query_encoder.backbone.res5[0].conv1.weight
+    assert torch.equal(second.model.query_encoder.backbone.res5[0].conv1.weight, expected)
+    assert torch.equal(second.model.key_encoder.backbone.res5[0].conv1.weight, expected)
