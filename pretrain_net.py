@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from detco_d2 import add_detco_config
@@ -26,10 +27,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     check_detco_config(cfg)
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detco_d2", abbrev_name="detco")
     adapt_to_machine(cfg, args.num_gpus)
     cfg.freeze()
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, name="detco_d2", abbrev_name="detco")
     return cfg
 
 
@@ -43,4 +45,6 @@ if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
     if not os.path.isfile(arguments.config_file):
         sys.exit(f"--config-file {arguments.config_file!r} is no file; try configs/detco.yaml")
+    if arguments.eval_only:
+        sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
     launch(main, arguments)

@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from detco_d2 import add_detco_config
@@ -24,10 +25,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     add_detco_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detco_d2", abbrev_name="detco")
     adapt_to_machine(cfg, args.num_gpus)
     cfg.freeze()
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, name="detco_d2", abbrev_name="detco")
     return cfg
 
 

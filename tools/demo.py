@@ -89,9 +89,9 @@ def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, 
     if args.queue_length:
         settings["MODEL.DETCO.QUEUE_LENGTH"] = args.queue_length
     cfg = load_config("detco_R_18.yaml", args.num_gpus, **settings)
-    images = sum(len(DatasetCatalog.get(n)) for n in names if n in DatasetCatalog.list())
-    if images and not args.queue_length:
-        cfg.MODEL.DETCO.QUEUE_LENGTH = min(cfg.MODEL.DETCO.QUEUE_LENGTH, images // 2)
+    if not args.queue_length:
+        half = len(load_images(names)) // 2
+        cfg.MODEL.DETCO.QUEUE_LENGTH = min(cfg.MODEL.DETCO.QUEUE_LENGTH, half)
     cfg.OUTPUT_DIR = os.path.join(args.output, "pretrain")
     cfg.merge_from_list(args.opts)
     seed_all_rng(cfg.SEED)

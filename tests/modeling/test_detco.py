@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.utils.events import EventStorage
 
 from ..conftest import make_batch, tiny_config
@@ -152,3 +153,33 @@ def test_inference_is_refused_with_the_way_out(model):
 def test_impossible_values_are_refused_by_key(settings, message):
     with pytest.raises(ValueError, match=message):
         build_model(tiny_config(*settings))
+
+
+@BACKBONE_REGISTRY.register()
+class ToyBackbone(Backbone):
+    """A backbone that is no ResNet: two convolutions, each a stage."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.first = torch.nn.Conv2d(input_shape.channels, 6, 3, stride=4)
+        self.second = torch.nn.Conv2d(6, 10, 3, stride=2)
+
+    def output_shape(self):
+        return {"s1": ShapeSpec(channels=6, stride=4), "s2": ShapeSpec(channels=10, stride=8)}
+
+    def forward(self, x):
+        first = self.first(x)
+        return {"s1": first, "s2": self.second(first)}
+
+
+def test_any_registered_backbone_with_stage_outputs_can_be_pretrained():
+    cfg = tiny_config(
+        *["MODEL.BACKBONE.NAME", "ToyBackbone", "MODEL.DETCO.STAGES", ["s1", "s2"]],
+        *["MODEL.DETCO.STAGE_WEIGHTS", [0.5, 1.0]],
+    )
+    model = build_model(cfg).train()
+    losses = model(make_batch())
+    assert set(losses) == {f"loss_{f}_{s}" for f in ("gg", "gl", "ll") for s in ("s1", "s2")}
+    sum(losses.values()).backward()
+    assert model.query_encoder.backbone.first.weight.grad.abs().sum() > 0
+    assert model.query_encoder.local_heads["s2"].hidden.in_features == 90
