@@ -3,6 +3,8 @@
 # make lint                       format, lint, types
 PYTHON ?= python3
 VENV ?= .venv
+# Threads that wait without spinning: loader workers and the network share the cores.
+export OMP_WAIT_POLICY ?= passive
 RUN = PYTHONWARNINGS=ignore $(VENV)/bin/python
 
 .PHONY: setup demo test test-all lint format

@@ -210,7 +210,7 @@ def run(args: argparse.Namespace) -> str:
             "detectron2": detectron2.__version__,
         },
     }
-    pictures = draw_detections(trainer, test)
+    pictures = draw_detections(trainer, test) if runs else []
     return write_report(args.output, report, scalars, tile_views(next(iter(loader))), pictures)
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", help="folders or data sets to pretrain on")
     parser.add_argument("--voc", help="detection data: a folder in PASCAL VOC's layout")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of --voc's trainval")
-    parser.add_argument("--seeds", type=int, default=1, help="fine-tuning runs of each kind")
+    parser.add_argument("--seeds", type=int, default=1, help="fine-tuning runs of each kind; 0: none")
     parser.add_argument("--pretrain-iters", type=int, help="default: as in the config")
     parser.add_argument("--finetune-iters", type=int, help="default: as in the config")
     parser.add_argument("--queue-length", type=int, help="default: 256, at most half the images")
