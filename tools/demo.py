@@ -29,6 +29,7 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
 import detco_d2
+from detco_d2.checkpoint.handover import check_complete, load_backbone, save_backbone
 from detco_d2.data.build import build_pretrain_loader
 from detco_d2.data.datasets import load_images, register_coco_subset, register_voc_folder
 from detco_d2.data.mapper import DetCoDatasetMapper
@@ -122,8 +123,9 @@ def finetune(
     trainer = TransferTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
-    box = trainer._last_eval_results["bbox"]
-    return {"init": init, "seed": seed, **{m: float(box[m]) for m in METRICS}}, trainer
+    box = trainer._last_eval_results["bbox"]  # NaN where nothing was predicted: an AP of 0
+    result = {metric: float(np.nan_to_num(box[metric])) for metric in METRICS}
+    return {"init": init, "seed": seed, **result}, trainer
 
 
 def _classes(name: str) -> list[str]:
@@ -184,7 +186,11 @@ def run(args: argparse.Namespace) -> str:
     progress.next()
     names, train, test, what = choose_data(args)
     progress.next()
-    weights, cfg, scalars = pretrain(args, names)
+    checkpoint, cfg, scalars = pretrain(args, names)
+    backbone, source, spec = load_backbone(checkpoint)
+    logger.info("%s: %s", source, check_complete(backbone, checkpoint))
+    weights = os.path.join(args.output, "backbone.pth")
+    save_backbone(weights, backbone, spec)
     runs = []
     for init, seed in runs_of:
         progress.next()
@@ -222,7 +228,9 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", help="folders or data sets to pretrain on")
     parser.add_argument("--voc", help="detection data: a folder in PASCAL VOC's layout")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of --voc's trainval")
-    parser.add_argument("--seeds", type=int, default=1, help="fine-tuning runs of each kind; 0: none")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="fine-tuning runs of each kind; 0: none"
+    )
     parser.add_argument("--pretrain-iters", type=int, help="default: as in the config")
     parser.add_argument("--finetune-iters", type=int, help="default: as in the config")
     parser.add_argument("--queue-length", type=int, help="default: 256, at most half the images")

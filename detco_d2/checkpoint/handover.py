@@ -96,7 +96,7 @@ def place_backbone(
                 problems.append(f"{target} {wanted}: {tuple(backbone[name].shape)} in the weights")
             else:
                 placed[target] = backbone[name]
-    matched = len(slots) - len({problem.split(" ")[0] for problem in problems})
+    matched = sum(all(target in placed for target in targets) for targets in slots.values())
     if problems or not slots:
         raise ValueError(
             f"Only {matched} of the model's {len(slots)} backbone tensors are in {source}:\n  "

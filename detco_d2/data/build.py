@@ -58,7 +58,7 @@ class StreamDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, position: int) -> Any:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._mix(position, stream=1))
+            torch.default_generator.manual_seed(self._mix(position, stream=1))
             return self.mapper(self.images[self.index_at(position)])
 
     def _mix(self, number: int, stream: int) -> int:

@@ -41,23 +41,25 @@ def summarise_pretraining(
     }
 
 
-def summarise_transfer(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation over seeds: {init: {metric: [mean, std]}}.
+def summarise_transfer(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over seeds: {init: {metric: [mean, deviation]}}.
 
     Args:
         runs: one dict a run with `init`, `seed` and the metrics AP, AP50, AP75 in percent. The
-            deviation is that of a sample (n - 1), and NaN for a single seed.
+            deviation is that of a sample (n - 1), and None for a single seed.
     """
-    table: dict[str, dict[str, list[float]]] = {}
+    table: dict[str, dict[str, Any]] = {}
     for init in dict.fromkeys(run["init"] for run in runs):
-        rows = np.array([[r[m] for m in METRICS] for r in runs if r["init"] == init])
-        std = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.full(len(METRICS), math.nan)
-        table[init] = {m: [float(a), float(s)] for m, a, s in zip(METRICS, rows.mean(axis=0), std)}
+        table[init] = {}
+        for metric in METRICS:
+            values = [run[metric] for run in runs if run["init"] == init]
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            table[init][metric] = [float(np.mean(values)), deviation]
     return table
 
 
-def _number(mean: float, std: float) -> str:
-    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+def _number(mean: float, deviation: float | None) -> str:
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
 
 
 def write_markdown(path: Path, report: dict[str, Any]) -> str:
@@ -159,19 +161,16 @@ def draw_figure(
     axis = figure.add_subplot(grid[1, 7:])
     inits = list(report["transfer"])
     for i, init in enumerate(inits):
-        mean, std = zip(*(report["transfer"][init][m] for m in METRICS))
+        mean, deviation = zip(*(report["transfer"][init][m] for m in METRICS))
+        error = [value or 0 for value in deviation]
         offset = (i - (len(inits) - 1) / 2) * 0.8 / len(inits)
-        bars = axis.bar(
-            np.arange(len(METRICS)) + offset,
-            mean,
-            0.8 / len(inits),
-            yerr=np.nan_to_num(std),
-            label=init,
-        )
-        axis.bar_label(bars, [_number(m, s) for m, s in zip(mean, std)], fontsize=8)
-    axis.set_xticks(range(len(METRICS)), METRICS)
-    axis.set(title="detection after the same fine-tuning", ylabel="%")
-    axis.legend()
+        places = np.arange(len(METRICS)) + offset
+        axis.bar(places, mean, 0.8 / len(inits), yerr=error, label=init)
+    cells = [[_number(*report["transfer"][init][m]) for m in METRICS] for init in inits]
+    if cells:
+        axis.table(cells, rowLabels=inits, colLabels=METRICS, cellLoc="center", loc="bottom")
+        axis.legend()
+    axis.set(title="detection after the same fine-tuning", ylabel="%", xticks=[])
 
     for i, picture in enumerate(detections[:4]):
         axis = figure.add_subplot(grid[2, 3 * i : 3 * i + 3])

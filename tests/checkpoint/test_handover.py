@@ -99,9 +99,8 @@ def test_a_converted_file_loads_by_detectron2_alone_and_by_us(pretrained, tmp_pa
     assert "265 of 265 backbone tensors of ResNet-50 matched" in done.stdout
     expected = backbone.res5[2].conv3.weight.float()
     plain = build_model(load_config(C4))
-    if extension == "pth":
-        DetectionCheckpointer(plain).load(output)
-        assert torch.equal(plain.roi_heads.res5[2].conv3.weight, expected)
+    DetectionCheckpointer(plain).load(output)
+    assert torch.equal(plain.roi_heads.res5[2].conv3.weight, expected)
     ours = load_into(FPN, output)
     assert torch.equal(ours.backbone.bottom_up.res5[2].conv3.weight.float(), expected)
 

@@ -44,7 +44,9 @@ def main(output: str, broadcast_buffers: bool) -> None:
     result["key"] = torch.cat([p.detach().flatten() for p in model.key_encoder.parameters()])
 
     torch.manual_seed(0)
-    exact = build_model(tiny_config(*NORM_FREE)).double().train()
+    # the second variant goes without the shuffle, whose result must be the same
+    shuffle = ["MODEL.DETCO.SHUFFLE_BN", not broadcast_buffers]
+    exact = build_model(tiny_config(*NORM_FREE, *shuffle)).double().train()
     wrapped = create_ddp_model(exact, broadcast_buffers=broadcast_buffers, device_ids=None)
     result["losses"] = run(wrapped, 3, own)
     result["exact_queue"] = exact.queue.features

@@ -1,0 +1,32 @@
+"""The main job from end to end, on rendered scenes, with steps enough to see that it runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT
+
+
+@pytest.mark.parametrize("images", ["rendered", pytest.param("a folder", marks=pytest.mark.slow)])
+def test_the_main_job_ends_with_its_report(tmp_path, scenes, images):
+    command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "demo.py")]
+    command += ["--output", str(tmp_path), "--pretrain-iters", "2", "--finetune-iters", "2"]
+    command += ["--images", os.path.join(scenes, "train")] if images == "a folder" else []
+    environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
+    settings = ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
+    done = subprocess.run(
+        [*command, *settings], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [run["init"] for run in report["runs"]] == ["random", "DetCo"]
+    assert len(report["pretraining"]["terms"]) == 12 and len(report["pretraining"]["spread"]) == 8
+    assert all(len(values) == 2 for values in report["curves"].values())
+    assert "| DetCo |" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.png").stat().st_size > 50_000
+    assert (tmp_path / "backbone.pth").is_file()
+    if images == "a folder":
+        assert os.path.join(scenes, "train") in report["description"]
