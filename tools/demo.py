@@ -116,7 +116,7 @@ def finetune(
     cfg.MODEL.WEIGHTS, cfg.SEED = weights, seed
     if args.finetune_iters:
         total = cfg.SOLVER.MAX_ITER = args.finetune_iters
-        cfg.SOLVER.STEPS = (int(total * 0.8), int(total * 0.93))
+        cfg.SOLVER.STEPS = tuple(sorted({int(total * 0.8), int(total * 0.95)}))
     cfg.OUTPUT_DIR = os.path.join(args.output, f"finetune_{init}_seed{seed}")
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(seed)
@@ -155,7 +155,7 @@ class Progress:
     def __init__(self, phases: Sequence[tuple[str, float]]) -> None:
         """
         Args:
-            phases: name and share of the whole time (any unit).
+            phases: name and usual seconds on two cores, scaled by what has been measured.
         """
         self.phases = phases
         self.started: list[float] = []
@@ -163,13 +163,11 @@ class Progress:
     def next(self) -> None:
         self.started.append(time.perf_counter())
         current = len(self.started) - 1
-        done = sum(share for _, share in self.phases[:current])
-        rest = sum(share for _, share in self.phases[current:])
-        left = ""
-        if done:
-            seconds = (self.started[-1] - self.started[0]) / done * rest
-            left = f", about {seconds / 60:.0f} min left"
-        logger.info("[%d/%d] %s%s", current + 1, len(self.phases), self.phases[current][0], left)
+        done = sum(seconds for _, seconds in self.phases[:current])
+        rest = sum(seconds for _, seconds in self.phases[current:])
+        scale = (self.started[-1] - self.started[0]) / done if done else 1.0
+        left = f"about {rest * scale / 60:.0f} min left"
+        logger.info("[%d/%d] %s, %s", current + 1, len(self.phases), self.phases[current][0], left)
 
     def seconds(self) -> dict[str, float]:
         ends = [*self.started[1:], time.perf_counter()]
@@ -178,11 +176,8 @@ class Progress:
 
 def run(args: argparse.Namespace) -> str:
     runs_of = [(init, seed) for seed in range(args.seeds) for init in ("random", "DetCo")]
-    progress = Progress(
-        [("data", 1), ("pretraining", 60)]
-        + [(f"fine-tuning {i} {s}", 20) for i, s in runs_of]
-        + [("report", 2)]
-    )
+    tuning = [(f"fine-tuning {init} {seed}", 170) for init, seed in runs_of]
+    progress = Progress([("data", 30), ("pretraining", 230), *tuning, ("report", 10)])
     progress.next()
     names, train, test, what = choose_data(args)
     progress.next()

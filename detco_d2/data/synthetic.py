@@ -10,39 +10,36 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
-CLASSES = ("disc", "square", "triangle", "star", "cross")
+CLASSES = ("disc", "square", "triangle", "star")  # each with a texture of its own
 
 
-def _outline(kind: str) -> np.ndarray:
-    """The corners of a shape of radius 1 around the origin, of shape (n, 2)."""
-    if kind == "cross":
-        a, b = 0.3, 0.95
-        return np.array(
-            [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
-            + [(a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
-        )
-    corners = {"disc": 48, "square": 4, "triangle": 3, "star": 10}[kind]
+def _outline(category: int) -> np.ndarray:
+    """The corners of a class's shape of radius 1 around the origin, of shape (n, 2)."""
+    corners = (48, 4, 3, 10)[category]
     angles = np.arange(corners) * 2 * np.pi / corners
-    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if kind == "star" else np.ones(corners)
+    is_star = CLASSES[category] == "star"
+    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if is_star else np.ones(corners)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _texture(rng: np.random.Generator, height: int, width: int, kind: int) -> np.ndarray:
     """Two random colours mixed by stripes, checks, dots or smooth noise; (H, W, 3), 0..255."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 28)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 20)
     u = (x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + rng.uniform(0, 6)
     v = (y * np.cos(angle) - x * np.sin(angle)) * 2 * np.pi / period + rng.uniform(0, 6)
-    noise = rng.standard_normal((height, width)).astype(np.float32)
-    smooth = cv2.GaussianBlur(noise, (0, 0), period / 3)
-    fields = [np.sin(u), np.sin(u) * np.sin(v), np.cos(u) + np.cos(v) - 1, smooth * period]
-    mix = 1 / (1 + np.exp(-4 * fields[rng.integers(len(fields))]))[..., None]
+    if kind == 3:
+        noise = rng.standard_normal((height, width)).astype(np.float32)
+        field = cv2.GaussianBlur(noise, (0, 0), period / 3) * period
+    else:
+        field = (np.sin(u), np.sin(u) * np.sin(v), np.cos(u) + np.cos(v) - 1)[kind]
+    mix = 1 / (1 + np.exp(-4 * field))[..., None]
     first, second = rng.uniform(20, 235, (2, 3))
     return first * mix + second * (1 - mix)
 
 
 def render_scene(
-    rng: np.random.Generator, height: int, width: int, max_objects: int = 6
+    rng: np.random.Generator, height: int, width: int, max_objects: int = 10
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Draw one scene of objects that do not overlap.
 
@@ -56,7 +53,7 @@ def render_scene(
         (1-based), `bbox` (x, y, w, h of the mask's pixels), `segmentation` (the polygon that was
         drawn; it decodes to exactly the painted pixels), `area`, `iscrowd`.
     """
-    image = _texture(rng, height, width) * 0.5 + 64
+    image = _texture(rng, height, width, int(rng.integers(len(CLASSES)))) * 0.5 + 64
     free = np.ones((height, width), bool)
     annotations: list[dict[str, Any]] = []
     wanted = int(rng.integers(1, max_objects + 1))
@@ -64,16 +61,16 @@ def render_scene(
         if len(annotations) == wanted:
             break
         category = int(rng.integers(len(CLASSES)))
-        radius, turn = min(height, width) * rng.uniform(0.08, 0.22), rng.uniform(0, 2 * np.pi)
+        radius, turn = min(height, width) * rng.uniform(0.08, 0.18), rng.uniform(0, 2 * np.pi)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         centre = rng.uniform(radius + 1, [width - radius - 1, height - radius - 1])
-        polygon = (_outline(CLASSES[category]) * radius) @ rotation.T + centre
+        polygon = (_outline(category) * radius) @ rotation.T + centre
         flat = [round(float(value), 2) for value in polygon.reshape(-1)]
         mask = mask_util.decode(mask_util.frPyObjects([flat], height, width))[..., 0].astype(bool)
         if not free[mask].all():
             continue
         free &= ~mask
-        image[mask] = _texture(rng, height, width)[mask]
+        image[mask] = _texture(rng, height, width, category)[mask]
         ys, xs = np.nonzero(mask)
         x0, y0 = int(xs.min()), int(ys.min())
         annotations.append(

@@ -80,7 +80,7 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
         tmp_path,
         *[
             "MODEL.ROI_HEADS.NUM_CLASSES",
-            5,
+            4,
             "SOLVER.MAX_ITER",
             8,
             "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
@@ -98,7 +98,7 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
 
 def test_a_resumed_fine_tuning_continues_at_its_iteration(scenes, tmp_path):
     train, test = register_scenes(scenes, "train"), register_scenes(scenes, "test")
-    settings = ["MODEL.ROI_HEADS.NUM_CLASSES", 5]
+    settings = ["MODEL.ROI_HEADS.NUM_CLASSES", 4]
     config = "demo/faster_rcnn_R_18_FPN.yaml"
     first = train_and_evaluate(config, "", train, test, tmp_path, *settings)
     cfg = first.cfg.clone()
