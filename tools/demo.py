@@ -116,7 +116,7 @@ def finetune(
     cfg.MODEL.WEIGHTS, cfg.SEED = weights, seed
     if args.finetune_iters:
         total = cfg.SOLVER.MAX_ITER = args.finetune_iters
-        cfg.SOLVER.STEPS = tuple(sorted({int(total * 0.8), int(total * 0.95)}))
+        cfg.SOLVER.STEPS = tuple(sorted({int(total * 0.8), int(total * 0.93)}))
     cfg.OUTPUT_DIR = os.path.join(args.output, f"finetune_{init}_seed{seed}")
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(seed)
