@@ -163,9 +163,9 @@ class Progress:
     def next(self) -> None:
         self.started.append(time.perf_counter())
         current = len(self.started) - 1
-        done = sum(seconds for _, seconds in self.phases[:current])
+        done = sum(seconds for _, seconds in self.phases[1:current])  # data may be there already
         rest = sum(seconds for _, seconds in self.phases[current:])
-        scale = (self.started[-1] - self.started[0]) / done if done else 1.0
+        scale = (self.started[-1] - self.started[1]) / done if done else 1.0
         left = f"about {rest * scale / 60:.0f} min left"
         logger.info("[%d/%d] %s, %s", current + 1, len(self.phases), self.phases[current][0], left)
 
