@@ -220,7 +220,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", default="output/demo", help="folder for everything written")
-    parser.add_argument("--images", nargs="+", help="folders or data sets to pretrain on")
+    parser.add_argument("--images", action="append", help="folder to pretrain on; repeatable")
     parser.add_argument("--voc", help="detection data: a folder in PASCAL VOC's layout")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of --voc's trainval")
     parser.add_argument(
