@@ -17,16 +17,22 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2 import add_detco_config
 from detco_d2.config import check_detco_config
+from detco_d2.data.datasets import prepare_datasets
 from detco_d2.engine.launch import adapt_to_machine, launch
 from detco_d2.engine.pretrain import PretrainTrainer
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def read_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_detco_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     check_detco_config(cfg)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    cfg = read_config(args)
     rank = comm.get_rank()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detco_d2", abbrev_name="detco")
     adapt_to_machine(cfg, args.num_gpus)
@@ -47,4 +53,8 @@ if __name__ == "__main__":
         sys.exit(f"--config-file {arguments.config_file!r} is no file; try configs/detco.yaml")
     if arguments.eval_only:
         sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
+    try:
+        prepare_datasets(read_config(arguments).DATASETS.TRAIN, [])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"pretrain_net: {error}")
     launch(main, arguments)

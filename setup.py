@@ -18,4 +18,7 @@ setup(
     python_requires=">=3.10",
     # Detectron2 is on no package index under its own name: tools/setup_env.py installs it.
     install_requires=["torch", "torchvision", "fvcore", "pycocotools", "opencv-python"],
+    # What Detectron2's Cityscapes loader and evaluators import.
+    extras_require={"cityscapes": ["cityscapesscripts", "shapely"]},
+    package_data={"detco_d2.evaluation": ["published.csv"]},
 )

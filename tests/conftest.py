@@ -2,12 +2,17 @@
 
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin
 
 import detco_d2
+from detco_d2.data.cityscapes import make_train_id_files
+from detco_d2.data.layouts import write_cityscapes, write_coco, write_voc
 from detco_d2.data.synthetic import write_scenes
 from detco_d2.engine.launch import adapt_to_machine
 
@@ -57,6 +62,34 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_scenes(root, "train", 12, seed=0, size=(96, 128))
     write_scenes(root, "test", 6, seed=0, size=(96, 128))
     return root
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder as DETECTRON2_DATASETS names it; every class is in each split of each layout."""
+    root = str(tmp_path_factory.mktemp("layouts"))
+    write_coco(root, 16, seed=0, size=(160, 208), max_objects=16)
+    write_voc(root, 12, seed=0, size=(120, 160))
+    write_cityscapes(root, 12, seed=0, size=(120, 240))
+    return root
+
+
+@pytest.fixture(scope="module")
+def standard_data(layouts: str) -> Iterator[str]:
+    """Detectron2's built-in COCO, VOC and Cityscapes names read `layouts` while a module runs."""
+    for split in ("train", "val"):
+        make_train_id_files(os.path.join(layouts, "cityscapes", "gtFine", split))
+    catalogs = (DatasetCatalog, MetadataCatalog)
+    before = [catalog.data for catalog in catalogs]
+    with pytest.MonkeyPatch.context() as patch:
+        for catalog in catalogs:  # empty, since neither takes a name twice
+            patch.setattr(catalog, "data", {})
+        builtin.register_all_coco(layouts)
+        builtin.register_all_pascal_voc(layouts)
+        builtin.register_all_cityscapes(layouts)
+        for catalog, others in zip(catalogs, before):
+            catalog.data = {**others, **catalog.data}
+        yield layouts
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ import glob
 import os
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+
+from detco_d2.config import add_detco_config, apply_supervised_baseline
 
 from .conftest import ROOT, load_config
 
@@ -70,25 +73,188 @@ PAPER = {  # sections 3.2-3.4 and 4 of the paper, MoCo v2 where it is silent
     "SOLVER.MAX_ITER": 1_281_167 // 256 * 200,
     "SOLVER.AMP.ENABLED": False,
 }
-TRANSFER = {  # the official fine-tuning configs for self-supervised weights
+TRANSFER = {  # what all fine-tuning protocols for self-supervised weights share
+    "MODEL.WEIGHTS": "",
+    "MODEL.SUPERVISED_BASELINE": False,
     "MODEL.BACKBONE.FREEZE_AT": 0,
     "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.NORM": "SyncBN",
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.ROI_BOX_HEAD.NORM": "",
+    "MODEL.ROI_MASK_HEAD.NORM": "",
+    "MODEL.RETINANET.NORM": "",
+    "MODEL.KEYPOINT_ON": False,
     "INPUT.FORMAT": "RGB",
     "INPUT.MIN_SIZE_TRAIN": [640, 672, 704, 736, 768, 800],
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+    "INPUT.MAX_SIZE_TRAIN": 1333,
     "INPUT.MIN_SIZE_TEST": 800,
     "INPUT.MAX_SIZE_TEST": 1333,
-    "SOLVER.IMS_PER_BATCH": 16,
-    "SOLVER.MAX_ITER": 90000,
-    "SOLVER.STEPS": [60000, 80000],
-    "SOLVER.WARMUP_ITERS": 1000,
-    "SOLVER.WEIGHT_DECAY": 1e-4,
-    "TEST.PRECISE_BN.ENABLED": True,
-    "TEST.PRECISE_BN.NUM_ITER": 200,
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "INPUT.CROP.ENABLED": False,
     "DATASETS.TRAIN": ["coco_2017_train"],
     "DATASETS.TEST": ["coco_2017_val"],
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 1e-4,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.WARMUP_METHOD": "linear",
+    "SOLVER.WARMUP_FACTOR": 1e-3,
+    "SOLVER.WARMUP_ITERS": 1000,
+    "TEST.PRECISE_BN.ENABLED": True,
+    "TEST.PRECISE_BN.NUM_ITER": 200,
+    "TEST.EVAL_PERIOD": 0,
+}
+C4 = {
+    **TRANSFER,
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res4"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
+}
+COCO_C4 = {
+    **C4,
+    "MODEL.MASK_ON": True,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "INPUT.MAX_SIZE_TRAIN": 1200,
+}
+FPN = {
+    **TRANSFER,
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.MASK_ON": True,
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
+    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
+}
+RETINANET = {
+    **TRANSFER,
+    "MODEL.META_ARCHITECTURE": "RetinaNet",
+    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [
+        [pytest.approx(size * 2 ** (octave / 3)) for octave in range(3)]
+        for size in (32, 64, 128, 256, 512)
+    ],
+    "MODEL.RETINANET.NUM_CLASSES": 80,
+    "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+    "MODEL.RETINANET.IOU_THRESHOLDS": [0.4, 0.5],
+    "MODEL.RETINANET.IOU_LABELS": [0, -1, 1],
+    "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,
+    "SOLVER.BASE_LR": 0.01,
+}
+SCHEDULES = {
+    "12k": {"SOLVER.MAX_ITER": 12000, "SOLVER.STEPS": [9000, 11000]},
+    "1x": {"SOLVER.MAX_ITER": 90000, "SOLVER.STEPS": [60000, 80000]},
+    "2x": {"SOLVER.MAX_ITER": 180000, "SOLVER.STEPS": [120000, 160000]},
+}
+CITYSCAPES_TEST = {"INPUT.MIN_SIZE_TEST": 1024, "INPUT.MAX_SIZE_TEST": 2048}
+TRANSFER_CONFIGS = {
+    **{
+        f"coco/{name}_{length}.yaml": {**protocol, **schedule}
+        for name, protocol in (
+            ("mask_rcnn_R_50_C4", COCO_C4),
+            ("mask_rcnn_R_50_FPN", FPN),
+            ("retinanet_R_50_FPN", RETINANET),
+        )
+        for length, schedule in SCHEDULES.items()
+    },
+    **{
+        f"coco_low_data/{name}_{percent}percent_12k.yaml": {
+            **protocol,
+            **SCHEDULES["12k"],
+            "DATASETS.TRAIN": [f"coco_2017_train_{percent}percent_seed0"],
+        }
+        for name, protocol in (("mask_rcnn_R_50_FPN", FPN), ("retinanet_R_50_FPN", RETINANET))
+        for percent in (1, 2, 5, 10)
+    },
+    "coco/keypoint_rcnn_R_50_FPN_2x.yaml": {
+        **FPN,
+        **SCHEDULES["2x"],
+        "MODEL.MASK_ON": False,
+        "MODEL.KEYPOINT_ON": True,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+        "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.5,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1500,
+        "DATASETS.TRAIN": ["keypoints_coco_2017_train"],
+        "DATASETS.TEST": ["keypoints_coco_2017_val"],
+    },
+    "voc/faster_rcnn_R_50_C4_24k.yaml": {
+        **C4,
+        "MODEL.MASK_ON": False,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 20,
+        "INPUT.MIN_SIZE_TRAIN": list(range(480, 801, 32)),
+        "DATASETS.TRAIN": ["voc_2007_trainval", "voc_2012_trainval"],
+        "DATASETS.TEST": ["voc_2007_test"],
+        "SOLVER.MAX_ITER": 24000,
+        "SOLVER.STEPS": [18000, 22000],
+        "SOLVER.WARMUP_ITERS": 100,
+    },
+    "cityscapes/mask_rcnn_R_50_FPN_24k.yaml": {
+        **FPN,
+        **CITYSCAPES_TEST,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 8,
+        "INPUT.MIN_SIZE_TRAIN": list(range(800, 1025, 32)),
+        "INPUT.MAX_SIZE_TRAIN": 2048,
+        "DATASETS.TRAIN": ["cityscapes_fine_instance_seg_train"],
+        "DATASETS.TEST": ["cityscapes_fine_instance_seg_val"],
+        "SOLVER.IMS_PER_BATCH": 8,
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.MAX_ITER": 24000,
+        "SOLVER.STEPS": [18000],
+    },
+    "cityscapes/semantic_segmentation_R_50_FCN.yaml": {  # MoCo's appendix
+        **TRANSFER,
+        **CITYSCAPES_TEST,
+        "MODEL.META_ARCHITECTURE": "SemanticSegmentor",
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+        "MODEL.RESNETS.RES5_DILATION": 2,
+        "MODEL.SEM_SEG_HEAD.NAME": "FCN16sHead",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM": 256,
+        "MODEL.SEM_SEG_HEAD.NORM": "SyncBN",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
+        "INPUT.MIN_SIZE_TRAIN": [1024 // 2, 1024 * 2],
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": "range",
+        "INPUT.MAX_SIZE_TRAIN": 4096,
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.TYPE": "absolute",
+        "INPUT.CROP.SIZE": [769, 769],
+        "DATASETS.TRAIN": ["cityscapes_fine_sem_seg_train"],
+        "DATASETS.TEST": ["cityscapes_fine_sem_seg_val"],
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.MAX_ITER": 90000,
+        "SOLVER.STEPS": [63000, 81000],
+    },
 }
 EXPECTED = {
     "detco.yaml": PAPER,
@@ -114,48 +280,70 @@ EXPECTED = {
         "MODEL.DETCO.STAGE_WEIGHTS": [1.0],
         "SOLVER.MAX_ITER": 5004 * 100,
     },
-    "coco/mask_rcnn_R_50_C4_1x.yaml": {
-        **TRANSFER,
-        "MODEL.MASK_ON": True,
-        "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
-        "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
-        "INPUT.MAX_SIZE_TRAIN": 1200,
-        "SOLVER.BASE_LR": 0.02,
-    },
-    "coco/mask_rcnn_R_50_FPN_1x.yaml": {
-        **TRANSFER,
-        "MODEL.MASK_ON": True,
-        "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-        "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-        "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
-        "INPUT.MAX_SIZE_TRAIN": 1333,
-        "SOLVER.BASE_LR": 0.02,
-    },
-    "coco/retinanet_R_50_FPN_1x.yaml": {
-        **TRANSFER,
-        "MODEL.META_ARCHITECTURE": "RetinaNet",
-        "MODEL.RETINANET.NORM": "",
-        "INPUT.MAX_SIZE_TRAIN": 1333,
-        "SOLVER.BASE_LR": 0.01,
-    },
+    **TRANSFER_CONFIGS,
 }
+
+
+def merged(config, *settings):
+    """A config as its files and the settings give it, before it is adapted to the machine."""
+    cfg = get_cfg()
+    add_detco_config(cfg)
+    cfg.merge_from_file(os.path.join(ROOT, "configs", config))
+    cfg.merge_from_list(list(settings))
+    return cfg
 
 
 @pytest.mark.parametrize("config", EXPECTED)
 def test_the_papers_values_stand_after_merging(config):
-    cfg = load_config(config)
+    cfg = merged(config)
     found = {key: value(cfg, key) for key in EXPECTED[config]}
     assert found == EXPECTED[config]
 
 
-def test_sync_bn_is_in_backbone_and_fpn_of_every_protocol():
-    """Read from the files, since on the CPU it is replaced."""
-    with open(os.path.join(ROOT, "configs", "coco", "Base-Transfer.yaml")) as file:
-        assert 'NORM: "SyncBN"' in file.read()
-    for base in ("Base-RCNN-FPN.yaml", "Base-RetinaNet.yaml"):
-        with open(os.path.join(ROOT, "configs", "coco", base)) as file:
-            assert 'NORM: "SyncBN"' in file.read()
+def test_no_protocol_is_without_expected_values():
+    demo_and_short = {c for c in CONFIGS if c.split(os.sep)[0] in ("demo", "quick")}
+    assert set(CONFIGS) - demo_and_short == set(EXPECTED)
+
+
+@pytest.mark.parametrize("config", TRANSFER_CONFIGS)
+def test_no_sync_bn_is_left_on_the_cpu(config):
+    assert "SyncBN" in merged(config).dump()
+    assert "SyncBN" not in load_config(config).dump()
+
+
+@pytest.mark.parametrize("config", TRANSFER_CONFIGS)
+def test_output_goes_into_a_folder_of_the_configs_name(config):
+    assert merged(config).OUTPUT_DIR == "output/" + os.path.splitext(config)[0]
+
+
+SUPERVISED = {  # MSRA's ResNet-50: Detectron2's own defaults
+    "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl",
+    "MODEL.SUPERVISED_BASELINE": True,
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "INPUT.FORMAT": "BGR",
+}
+
+
+@pytest.mark.parametrize("config", TRANSFER_CONFIGS)
+def test_the_supervised_baseline_differs_in_the_input_and_in_the_size_of_c4_on_coco(config):
+    cfg = merged(config, "MODEL.SUPERVISED_BASELINE", True)
+    apply_supervised_baseline(cfg)
+    expected = {**TRANSFER_CONFIGS[config], **SUPERVISED}
+    if "coco/mask_rcnn_R_50_C4" in config:
+        expected["INPUT.MAX_SIZE_TRAIN"] = 1333
+    assert {key: value(cfg, key) for key in expected} == expected
+
+
+def test_the_supervised_switch_keeps_given_weights_and_does_nothing_when_off():
+    cfg = merged("voc/faster_rcnn_R_50_C4_24k.yaml", "MODEL.WEIGHTS", "R-50.pkl")
+    before = cfg.dump()
+    apply_supervised_baseline(cfg)
+    assert cfg.dump() == before
+    cfg.MODEL.SUPERVISED_BASELINE = True
+    apply_supervised_baseline(cfg)
+    assert (cfg.MODEL.WEIGHTS, cfg.INPUT.FORMAT) == ("R-50.pkl", "BGR")
 
 
 def test_no_yaml_runs_code():

@@ -31,6 +31,8 @@ INDEX_COPY = "detectron2-cdo==0.5"
 TORCH = ["torch==2.15.0", "torchvision==0.29.2"]
 BUILD = ["setuptools<81", "wheel", "ninja"]
 TOOLS = ["pytest==9.2.0", "ruff==0.17.6", "mypy==2.4.1"]
+# Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own.
+CITYSCAPES = ["cityscapesscripts==2.3.0", "pyquaternion==0.9.9", "shapely>=2,<3"]
 COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3"]
 FOR_UPSTREAM = ["numpy>=2,<2.6", "Pillow>=10,<14", "opencv-python>=4.8,<6", "pycocotools<2.1"]
 FOR_INDEX_COPY = [
@@ -54,7 +56,7 @@ def has_cuda():
 '''
 
 CHECK = (
-    "import torch, torchvision, detectron2, cv2, pycocotools.mask, fvcore;"
+    "import torch, torchvision, detectron2, cv2, pycocotools.mask, fvcore, shapely;"
     "torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5);"
     "print('torch', torch.__version__, '| torchvision', torchvision.__version__,"
     "'| detectron2', detectron2.__version__)"
@@ -181,6 +183,7 @@ def install(kind: str, location: str, venv: Path) -> str:
             install_index_copy(python)
         else:
             run(*pip, "--no-build-isolation", location, env={"MAX_JOBS": "2"})
+    run(*pip, "--no-deps", *CITYSCAPES)
     say(f"[{steps - 1}/{steps}] this project (seconds)")
     run(*pip, "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     say(f"[{steps}/{steps}] check (seconds)")

@@ -10,8 +10,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
+from detectron2.utils.file_io import PathManager
 
-from .input_spec import TORCHVISION_SPEC, InputSpec
+from .input_spec import MSRA_SPEC, TORCHVISION_SPEC, InputSpec
 from .names import backbone_slots, describe_resnet, extract_backbone
 from .reading import read_weight_file, tensors_of
 
@@ -19,6 +20,48 @@ logger = logging.getLogger(__name__)
 
 _SPEC_KEY = "input_spec"
 _AUTHOR = "detco_d2"
+_CAFFE2_NAMES = {"conv1_w", "res2_0_branch2a_w"}  # blobs that every ResNet of Caffe2 has
+
+
+def _is_caffe2(data: dict[str, Any]) -> bool:
+    """Whether a file is Caffe2's: blobs by name, which a detector's file keeps under `blobs`."""
+    return _CAFFE2_NAMES <= set(data.get("blobs", data))
+
+
+def _spec_of(data: dict[str, Any]) -> dict[str, Any]:
+    return data.get(_SPEC_KEY, MSRA_SPEC if _is_caffe2(data) else TORCHVISION_SPEC)
+
+
+def input_spec_of(path: str) -> dict[str, Any]:
+    """The input settings, by config key, that the weights of a file were trained with.
+
+    Args:
+        path: a weight file, also one that Detectron2 downloads (`detectron2://...`).
+
+    Returns:
+        what the file says itself (a checkpoint or a converted file of this project), MSRA's
+        settings for a file of Caffe2, torchvision's for all others.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_weight_file`.
+    """
+    return _spec_of(read_weight_file(PathManager.get_local_path(path)))
+
+
+def _backbone_of(
+    data: dict[str, Any], path: str
+) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """As :func:`load_backbone`, from the contents of the file."""
+    tensors = tensors_of(data)
+    if data.get("__author__") == _AUTHOR:
+        return tensors, "converted by detco_d2", _spec_of(data)
+    found = extract_backbone(tensors)
+    if found is None:
+        raise ValueError(
+            f"{path!r} has no backbone of a known layout among its {len(tensors)} tensors "
+            f"(first names: {sorted(tensors)[:5]})."
+        )
+    return *found, _spec_of(data)
 
 
 def load_backbone(path: str) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
@@ -31,17 +74,7 @@ def load_backbone(path: str) -> tuple[dict[str, torch.Tensor], str, dict[str, An
     Raises:
         FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
     """
-    data = read_weight_file(path)
-    tensors = tensors_of(data)
-    if data.get("__author__") == _AUTHOR:
-        return tensors, "converted by detco_d2", data[_SPEC_KEY]
-    found = extract_backbone(tensors)
-    if found is None:
-        raise ValueError(
-            f"{path!r} has no backbone of a known layout among its {len(tensors)} tensors "
-            f"(first names: {sorted(tensors)[:5]})."
-        )
-    return *found, data.get(_SPEC_KEY, TORCHVISION_SPEC)
+    return _backbone_of(read_weight_file(path), path)
 
 
 def save_backbone(path: str, backbone: dict[str, torch.Tensor], spec: dict[str, Any]) -> None:
@@ -131,17 +164,19 @@ class BackboneCheckpointer(DetectionCheckpointer):
         if not is_whole_model and (
             data.get("__author__") == _AUTHOR or extract_backbone(tensors) is not None
         ):
-            backbone, source, spec = load_backbone(filename)
+            backbone, source, spec = _backbone_of(data, filename)
             self.input_spec.load_state_dict(spec)
             placed = place_backbone(backbone, self.model.state_dict(), f"{filename!r}, {source}")
             return {"model": placed}
-        if is_whole_model and _SPEC_KEY in data:
-            self.input_spec.load_state_dict(data[_SPEC_KEY])
+        if _is_caffe2(data) or (is_whole_model and _SPEC_KEY in data):
+            self.input_spec.load_state_dict(_spec_of(data))
         return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        # Caffe2 files (MSRA's R-50) fold BN into scale and bias: they have no running statistics.
-        folded = checkpoint.get("__author__") == "Caffe2"
+        # Some Caffe2 files fold BN into scale and bias, and so have no running statistics.
+        folded = checkpoint.get("__author__") == "Caffe2" and not any(
+            name.endswith(("_rm", "_running_mean")) for name in checkpoint["model"]
+        )
         incompatible = super()._load_model(checkpoint)
         slots = backbone_slots(self.model.state_dict())
         expected = {target for targets in slots.values() for target in targets}

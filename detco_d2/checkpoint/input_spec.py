@@ -19,6 +19,13 @@ TORCHVISION_SPEC: dict[str, Any] = {
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
 }
+# What MSRA's (Caffe2) ResNets were trained with: the supervised baseline's weights.
+MSRA_SPEC: dict[str, Any] = {
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+}
 
 
 def _lookup(cfg: CfgNode, key: str) -> Any:
@@ -31,6 +38,20 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b))
     return a == b
+
+
+def _keys_to_change(wrong: dict[str, Any], wanted: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The pairs of a command line that change `settings` into the wanted ones.
+
+    The keys of MODEL.SUPERVISED_BASELINE change together, and only by that switch.
+    """
+    if wrong.keys() & MSRA_SPEC.keys():
+        for switch, spec in ((True, wanted), (False, settings)):
+            if all(_same(spec.get(key), value) for key, value in MSRA_SPEC.items()):
+                wrong = {key: value for key, value in wrong.items() if key not in MSRA_SPEC}
+                wrong["MODEL.SUPERVISED_BASELINE"] = switch
+                break
+    return " ".join(f'{key} "{value}"' for key, value in wrong.items())
 
 
 class InputSpec:
@@ -56,9 +77,9 @@ class InputSpec:
             lines = [
                 f"  {k}: {v!r} in the weights, {self.settings[k]!r} here" for k, v in wrong.items()
             ]
-            fix = " ".join(f'{key} "{value}"' for key, value in wrong.items())
             raise ValueError(
                 "The config reads images otherwise than these weights were trained:\n"
                 + "\n".join(lines)
-                + f"\nTrain with the weights' settings, by adding: {fix}"
+                + "\nTrain with the weights' settings, by adding: "
+                + _keys_to_change(wrong, state, self.settings)
             )

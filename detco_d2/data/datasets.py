@@ -1,9 +1,9 @@
-"""What `DATASETS.TRAIN` may name in pretraining: any data set, annotated or not, or any folder."""
+"""What `DATASETS.TRAIN` and `DATASETS.TEST` may name: data sets, subsets of them, or any folder."""
 
-import difflib
 import json
 import logging
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
+
+from .check import check_datasets
+from .cityscapes import make_train_id_files
+from .synthetic import register_scenes, write_scenes
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -44,10 +48,29 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     return [{"file_name": name, "image_id": i} for i, name in enumerate(sorted(files))]
 
 
-def register_folders(names: Sequence[str]) -> None:
-    """Register each name that is an existing directory as a data set of its images."""
+def register_by_name(names: Sequence[str]) -> None:
+    """Register each name that says by itself what it holds, and is not registered yet.
+
+    Args:
+        names: `scenes_<split>_<count>@<root>`, so many rendered scenes, which are written below
+            root if they are not there; `voc_<split>_<fraction>_seed<n>@<root>`, a share of the
+            list of images of a folder in VOC's layout; `coco_2017_train_<n>percent_seed<n>`; or
+            an existing directory, which becomes a data set of its images. Any other name is left
+            alone.
+    """
     for name in names:
-        if name not in DatasetCatalog.list() and os.path.isdir(name):
+        if name in DatasetCatalog.list():
+            continue
+        if match := re.fullmatch(r"scenes_(\w+_(\d+))@(.+)", name):
+            if not Path(match[3], "annotations", f"instances_{match[1]}.json").is_file():
+                logger.info("Rendering %s scenes below %s", match[2], match[3])
+                write_scenes(match[3], match[1], int(match[2]), seed=0)
+            register_scenes(match[3], match[1])
+        elif match := re.fullmatch(r"voc_(\w+?)_([\d.]+)_seed(\d+)@(.+)", name):
+            register_voc_folder(match[4], match[1], float(match[2]), int(match[3]))
+        elif match := re.fullmatch(r"(coco_2017_train)_([\d.]+)percent_seed(\d+)", name):
+            _register_share(match[1], float(match[2]), int(match[3]))
+        elif os.path.isdir(name):
             DatasetCatalog.register(name, lambda name=name: list_images(name))
             MetadataCatalog.get(name).set(evaluator_type=None)
 
@@ -66,38 +89,68 @@ def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
             "DATASETS.TRAIN is empty; name a registered data set or a folder of images, such as "
             """DATASETS.TRAIN '("/my/photos",)'."""
         )
-    register_folders(names)
+    register_by_name(names)
+    check_datasets(names, "DATASETS.TRAIN")
     images = []
     for name in names:
-        if name not in DatasetCatalog.list():
-            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            raise ValueError(
-                f"DATASETS.TRAIN names {name!r}, which is neither a registered data set nor an "
-                f"existing folder. Nearest registered names: {close or 'none'}."
-            )
         found = [{"file_name": d["file_name"]} for d in DatasetCatalog.get(name)]
         logger.info("%s: %d images", name, len(found))
         images += found
     return images
 
 
-def _register_imagenet() -> None:
-    for split in ("train", "val"):
-        DatasetCatalog.register(
-            f"imagenet_{split}",
-            lambda split=split: list_images(
-                os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "imagenet", split)
-            ),
-        )
+def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
+    """Register, check and complete the data sets of a run, before any process starts.
 
+    Makes Cityscapes' `labelTrainIds` files where they are missing.
 
-_register_imagenet()
+    Args:
+        train, test: DATASETS.TRAIN and DATASETS.TEST.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`check_datasets`.
+    """
+    for key, names in (("DATASETS.TRAIN", train), ("DATASETS.TEST", test)):
+        register_by_name(names)
+        check_datasets(names, key)
+        for name in names:
+            metadata = MetadataCatalog.get(name)
+            if metadata.get("evaluator_type") == "cityscapes_sem_seg":
+                made = make_train_id_files(metadata.gt_dir)
+                logger.info("%s: %d labelTrainIds files made", name, made)
 
 
 def seeded_subset(items: Sequence[Any], count: int, seed: int) -> list[Any]:
     """At most `count` of the items, drawn from the seed alone, in their original order."""
     chosen = np.random.default_rng(seed).permutation(len(items))[:count]
     return [items[i] for i in sorted(chosen)]
+
+
+def _register_share(base: str, percent: float, seed: int) -> None:
+    """Register `<base>_<percent>percent_seed<seed>`: a share of the images of a data set."""
+    name = f"{base}_{percent:g}percent_seed{seed}"
+
+    def load() -> list[dict[str, Any]]:
+        images = DatasetCatalog.get(base)
+        classes = MetadataCatalog.get(base).thing_classes  # known once the base has been read
+        MetadataCatalog.get(name).set(thing_classes=classes)
+        return seeded_subset(images, max(1, round(percent / 100 * len(images))), seed)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(share_of=base, evaluator_type="coco")
+
+
+def _register_imagenet(root: str) -> None:
+    for split in ("train", "val"):
+        name, folder = f"imagenet_{split}", os.path.join(root, "imagenet", split)
+        DatasetCatalog.register(name, lambda folder=folder: list_images(folder))
+        MetadataCatalog.get(name).set(image_root=folder)
+
+
+_register_imagenet(os.getenv("DETECTRON2_DATASETS", "datasets"))
+for _percent in (1, 2, 5, 10):  # the paper's low-data experiments
+    for _seed in range(10):
+        _register_share("coco_2017_train", _percent, _seed)
 
 
 def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int = 0) -> str:

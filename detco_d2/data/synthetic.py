@@ -1,6 +1,7 @@
 """Scenes of textured objects with exact boxes and masks, drawn from a seed, in COCO's format."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,62 @@ def render_scene(
     return np.clip(image, 0, 255).astype(np.uint8), annotations
 
 
+def draw_scenes(
+    files: Sequence[Path],
+    split: str,
+    seed: int,
+    size: tuple[int, int],
+    max_objects: int = 10,
+) -> list[list[dict[str, Any]]]:
+    """Draw one scene into each file, in folders that are created if missing.
+
+    Args:
+        files: .jpg or .png.
+        split, seed: the scenes are a function of the two and of the files' order.
+        size: height and width in pixels.
+        max_objects: as in :func:`render_scene`.
+
+    Returns:
+        each scene's annotations, as :func:`render_scene` gives them.
+    """
+    scenes = []
+    for i, file in enumerate(files):
+        rng = np.random.default_rng([seed, i, *split.encode()])
+        image, objects = render_scene(rng, *size, max_objects)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if file.suffix == ".jpg" else []
+        cv2.imwrite(str(file), image[:, :, ::-1], settings)
+        scenes.append(objects)
+    return scenes
+
+
+def write_coco_annotations(
+    file: Path,
+    names: Sequence[str],
+    size: tuple[int, int],
+    scenes: Sequence[Sequence[dict[str, Any]]],
+    categories: Sequence[dict[str, Any]],
+) -> None:
+    """Write an annotation file in COCO's format.
+
+    Args:
+        file: in a folder that is created if missing.
+        names: the images' file names.
+        size: height and width in pixels, of every image.
+        scenes: annotations of each image, without ids; they are numbered from 1, as the images.
+        categories: COCO's list of categories.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for i, (name, objects) in enumerate(zip(names, scenes)):
+        images.append({"id": i + 1, "file_name": name, "height": size[0], "width": size[1]})
+        for found in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **found})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": list(categories)}
+    file.write_text(json.dumps({"info": {}, "licenses": [], **content}))
+
+
 def write_scenes(
     root: str, split: str, num_images: int, seed: int, size: tuple[int, int] = (240, 320)
 ) -> None:
@@ -98,23 +155,11 @@ def write_scenes(
         seed: the same seed and split give the same scenes; another split gives others.
         size: height and width in pixels.
     """
-    folder = Path(root, split)
-    folder.mkdir(parents=True, exist_ok=True)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for i in range(num_images):
-        rng = np.random.default_rng([seed, i, *split.encode()])
-        image, objects = render_scene(rng, *size)
-        name = f"{i:06d}.jpg"
-        cv2.imwrite(str(folder / name), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        images.append({"id": i + 1, "file_name": name, "height": size[0], "width": size[1]})
-        for found in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, **found})
+    names = [f"{i:06d}.jpg" for i in range(num_images)]
+    scenes = draw_scenes([Path(root, split, name) for name in names], split, seed, size)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     file = Path(root, "annotations", f"instances_{split}.json")
-    file.parent.mkdir(exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    file.write_text(json.dumps({"info": {}, "licenses": [], **content}))
+    write_coco_annotations(file, names, size, scenes, categories)
 
 
 def register_scenes(root: str, split: str) -> str:

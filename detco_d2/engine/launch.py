@@ -73,8 +73,17 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace) -> Any:
     )
 
 
+def _replace_sync_bn(node: CfgNode, replacement: str) -> None:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _replace_sync_bn(value, replacement)
+        elif value == "SyncBN":
+            node[key] = replacement
+            logger.info("On the CPU: a SyncBN is replaced by %s.", replacement)
+
+
 def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
-    """Set the device, and on the CPU replace SyncBN, which torch only has for GPUs.
+    """Set the device, and on the CPU replace every SyncBN, which torch only has for GPUs.
 
     A single process has the same statistics with BN; several use Detectron2's naive SyncBN.
     """
@@ -82,7 +91,4 @@ def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
         return
     cfg.MODEL.DEVICE = "cpu"
     replacement = "BN" if comm.get_world_size() == 1 else "naiveSyncBN"
-    for node in (cfg.MODEL.RESNETS, cfg.MODEL.FPN):
-        if node.NORM == "SyncBN":
-            node.NORM = replacement
-            logger.info("On the CPU: SyncBN replaced by %s.", replacement)
+    _replace_sync_bn(cfg.MODEL, replacement)

@@ -4,7 +4,9 @@ import os
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.data.transforms import RandomCrop
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -15,7 +17,7 @@ from detectron2.evaluation import (
 
 from ..checkpoint.handover import BackboneCheckpointer
 from ..checkpoint.input_spec import InputSpec
-from ..compat import has_compiled_coco_evaluator
+from ..compat import has_compiled_coco_evaluator, mend_cityscapesscripts
 from .trainer import Trainer
 
 
@@ -44,11 +46,29 @@ def build_evaluator(
             f"DATASETS.TEST names {dataset_name!r}, whose metadata evaluator_type is {kind!r}; "
             f"known are {['coco', *by_kind]}. Set it with MetadataCatalog.get({dataset_name!r})."
         )
+    if kind.startswith("cityscapes"):
+        mend_cityscapesscripts()
     return by_kind[kind](dataset_name)
 
 
+def build_mapper(cfg: CfgNode) -> DatasetMapper:
+    """Detectron2's training mapper, which for semantic segmentation crops after it has scaled.
+
+    Detectron2 itself crops first, so that the crop's size in pixels would follow the scale.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" or not cfg.INPUT.CROP.ENABLED:
+        return DatasetMapper(cfg, is_train=True)
+    scale, *flip = build_augmentation(cfg, is_train=True)
+    crop = RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+    return DatasetMapper(cfg, is_train=True, augmentations=[scale, crop, *flip])
+
+
 class TransferTrainer(Trainer):
-    """Fine-tunes a detector; evaluates on DATASETS.TEST."""
+    """Fine-tunes a detector or a segmentation network; evaluates on DATASETS.TEST."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=build_mapper(cfg))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

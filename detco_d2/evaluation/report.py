@@ -12,7 +12,10 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
-METRICS = ("AP", "AP50", "AP75")
+from .benchmark import METRICS as _METRICS
+from .benchmark import mean_and_std, show
+
+METRICS = _METRICS["bbox"]
 _FAMILY_TITLES = {
     "gg": "global - global (eq. 2)",
     "gl": "global - local (eq. 4)",
@@ -42,24 +45,18 @@ def summarise_pretraining(
 
 
 def summarise_transfer(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over seeds: {init: {metric: [mean, deviation]}}.
+    """Mean and standard deviation over seeds: {init: {metric: {mean, std, n}}}.
 
     Args:
-        runs: one dict a run with `init`, `seed` and the metrics AP, AP50, AP75 in percent. The
-            deviation is that of a sample (n - 1), and None for a single seed.
+        runs: one dict a run with `init`, `seed` and the metrics AP, AP50, AP75 in percent.
     """
     table: dict[str, dict[str, Any]] = {}
     for init in dict.fromkeys(run["init"] for run in runs):
         table[init] = {}
         for metric in METRICS:
             values = [run[metric] for run in runs if run["init"] == init]
-            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            table[init][metric] = [float(np.mean(values)), deviation]
+            table[init][metric] = mean_and_std(values)
     return table
-
-
-def _number(mean: float, deviation: float | None) -> str:
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
 
 
 def write_markdown(path: Path, report: dict[str, Any]) -> str:
@@ -67,9 +64,8 @@ def write_markdown(path: Path, report: dict[str, Any]) -> str:
     lines = ["# Report", "", report["description"], "", f"Command: `{report['command']}`", ""]
     lines += ["| initialisation | " + " | ".join(METRICS) + " | seeds |", "|---|---|---|---|---|"]
     for init, row in report["transfer"].items():
-        seeds = sum(run["init"] == init for run in report["runs"])
-        cells = " | ".join(_number(*row[m]) for m in METRICS)
-        lines.append(f"| {init} | {cells} | {seeds} |")
+        cells = " | ".join(show(row[m]) for m in METRICS)
+        lines.append(f"| {init} | {cells} | {row['AP']['n']} |")
     pretraining = report["pretraining"]
     lines += [
         "",
@@ -161,12 +157,12 @@ def draw_figure(
     axis = figure.add_subplot(grid[1, 7:])
     inits = list(report["transfer"])
     for i, init in enumerate(inits):
-        mean, deviation = zip(*(report["transfer"][init][m] for m in METRICS))
-        error = [value or 0 for value in deviation]
+        row = [report["transfer"][init][m] for m in METRICS]
+        mean, error = [v["mean"] for v in row], [v["std"] or 0.0 for v in row]
         offset = (i - (len(inits) - 1) / 2) * 0.8 / len(inits)
         places = np.arange(len(METRICS)) + offset
         axis.bar(places, mean, 0.8 / len(inits), yerr=error, label=init)
-    cells = [[_number(*report["transfer"][init][m]) for m in METRICS] for init in inits]
+    cells = [[show(report["transfer"][init][m]) for m in METRICS] for init in inits]
     if cells:
         axis.table(cells, rowLabels=inits, colLabels=METRICS, cellLoc="center", loc="bottom")
         axis.legend()

@@ -9,8 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from detco_d2.data.datasets import (
+    _register_imagenet,
     list_images,
     load_images,
+    prepare_datasets,
+    register_by_name,
     register_coco_subset,
     register_voc_folder,
     seeded_subset,
@@ -50,14 +53,18 @@ def test_no_image_is_dropped_for_lacking_boxes(tmp_path, scenes):
 
 def test_imagenet_is_found_under_the_data_folder(tmp_path, monkeypatch):
     save_image(tmp_path / "imagenet" / "train" / "n01440764" / "x.JPEG")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", {})
+    _register_imagenet(str(tmp_path))
     assert len(load_images(("imagenet_train",))) == 1
+    with pytest.raises(FileNotFoundError, match=rf"MISSING {tmp_path}/imagenet/val"):
+        load_images(("imagenet_val",))
 
 
 def test_a_missing_folder_names_the_nearest_parent_and_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf"nearest that exists is '{tmp_path}'") as error:
-        load_images(("imagenet_val",))
+        list_images(str(tmp_path / "imagenet" / "val"))
     assert "DETECTRON2_DATASETS" in str(error.value)
 
 
@@ -109,3 +116,84 @@ def test_a_voc_folder_brings_its_own_classes(tmp_path):
     assert len(DatasetCatalog.get(half)) == 2
     with pytest.raises(FileNotFoundError, match="VOC's layout"):
         register_voc_folder(str(tmp_path), "val")
+
+
+def test_a_voc_folder_and_scenes_are_known_by_their_names(tmp_path, layouts):
+    root = os.path.join(layouts, "VOC2007")
+    half, other = (f"voc_trainval_0.5_seed{seed}@{root}" for seed in (0, 1))
+    scenes = f"scenes_few_3@{tmp_path}"
+    register_by_name([half, other, scenes, "no_such_data_set"])
+    drawn = [[d["image_id"] for d in DatasetCatalog.get(name)] for name in (half, other)]
+    assert len(drawn[0]) == len(drawn[1]) == 6 and drawn[0] != drawn[1]
+    assert len(MetadataCatalog.get(half).thing_classes) == 20
+    assert len(DatasetCatalog.get(scenes)) == 3
+    before = os.stat(tmp_path / "annotations" / "instances_few_3.json").st_mtime_ns
+    DatasetCatalog.remove(scenes)
+    register_by_name([scenes])  # what is there is not rendered again
+    assert os.stat(tmp_path / "annotations" / "instances_few_3.json").st_mtime_ns == before
+    assert "no_such_data_set" not in DatasetCatalog.list()
+
+
+@pytest.mark.parametrize("percent", [1, 2, 5, 10])
+def test_low_data_subsets_are_registered_and_follow_from_the_seed(standard_data, percent):
+    names = [f"coco_2017_train_{percent}percent_seed{seed}" for seed in range(10)]
+    assert set(names) <= set(DatasetCatalog.list())
+    whole = [d["image_id"] for d in DatasetCatalog.get("coco_2017_train")]
+    drawn = [[d["image_id"] for d in DatasetCatalog.get(name)] for name in names]
+    assert all(len(ids) == max(1, round(percent / 100 * 16)) for ids in drawn)
+    assert drawn[0] == seeded_subset(whole, len(drawn[0]), 0)
+    assert len({tuple(ids) for ids in drawn}) > 3
+    assert len(MetadataCatalog.get(names[0]).thing_classes) == 80
+
+
+BUILT_IN = [
+    ("coco_2017_train", ["coco/annotations/instances_train2017.json", "coco/train2017"]),
+    ("coco_2017_train_5percent_seed3", ["coco/annotations/instances_train2017.json"]),
+    ("keypoints_coco_2017_val", ["coco/annotations/person_keypoints_val2017.json"]),
+    ("voc_2007_test", ["VOC2007/ImageSets/Main/test.txt", "VOC2007/JPEGImages"]),
+    ("cityscapes_fine_instance_seg_train", ["cityscapes/leftImg8bit/train"]),
+    ("cityscapes_fine_sem_seg_val", ["cityscapes/gtFine/val"]),
+]
+
+
+@pytest.mark.parametrize("name, paths", BUILT_IN)
+def test_what_is_missing_is_named_with_the_whole_tree_and_the_variable(
+    standard_data, monkeypatch, name, paths
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", standard_data)
+    prepare_datasets([name], [name])  # all there
+    for path in (os.path.join(standard_data, path) for path in paths):
+        os.rename(path, path + ".away")
+        try:
+            with pytest.raises(FileNotFoundError) as error:
+                prepare_datasets([], [name])
+        finally:
+            os.rename(path + ".away", path)
+        message = str(error.value)
+        assert f"DATASETS.TEST names {name!r}" in message
+        assert f"MISSING {path}" in message and "found   " in message
+        assert f"DETECTRON2_DATASETS is {standard_data!r}" in message
+
+
+def test_without_the_variable_the_message_says_which_folder_was_taken(monkeypatch, tmp_path):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    MetadataCatalog.get("detco_nowhere").set(json_file=str(tmp_path / "a.json"), image_root="b")
+    DatasetCatalog.register("detco_nowhere", list)
+    with pytest.raises(FileNotFoundError, match="not set, so ./datasets of the working directory"):
+        prepare_datasets(["detco_nowhere"], [])
+
+
+def test_cityscapes_without_its_packages_is_refused_before_anything_runs(
+    standard_data, monkeypatch
+):
+    monkeypatch.setattr("detco_d2.data.check.find_spec", lambda name: name != "shapely" or None)
+    with pytest.raises(ValueError, match="pip install shapely"):
+        prepare_datasets(["cityscapes_fine_instance_seg_train"], [])
+
+
+def test_label_train_ids_are_made_before_training(standard_data):
+    folder = os.path.join(standard_data, "cityscapes", "gtFine", "val", "lindau")
+    made = sorted(name for name in os.listdir(folder) if name.endswith("labelTrainIds.png"))
+    os.remove(os.path.join(folder, made[0]))
+    prepare_datasets(["cityscapes_fine_sem_seg_val"], [])
+    assert os.path.isfile(os.path.join(folder, made[0]))

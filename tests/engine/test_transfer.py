@@ -1,26 +1,58 @@
-"""Detectors train from a pretrained backbone and are evaluated."""
+"""Every protocol trains from a pretrained backbone and is evaluated."""
 
+import glob
 import json
+import math
 import os
 
+import numpy as np
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import AugInput
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 
 from detco_d2.data.datasets import register_coco_subset
 from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.pretrain import PretrainTrainer
-from detco_d2.engine.transfer import TransferTrainer, build_evaluator, evaluate
+from detco_d2.engine.transfer import TransferTrainer, build_evaluator, build_mapper, evaluate
 
-from ..conftest import load_config, tiny_config
+from ..conftest import ROOT, load_config, tiny_config
 
 SMALL = [
     *["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.MIN_SIZE_TEST", 96],
     *["INPUT.MAX_SIZE_TEST", 128, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2],
     *["SOLVER.STEPS", (1,), "TEST.PRECISE_BN.NUM_ITER", 2, "DATALOADER.NUM_WORKERS", 0],
-    *["MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "SEED", 1],
+    *["MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 8, "SEED", 1],
     *["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0],
-    *["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32],
+    *["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50],
+    *["TEST.DETECTIONS_PER_IMAGE", 8, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (32, 32)],
+]
+SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"
+SMALL_CROPS = ["INPUT.MIN_SIZE_TRAIN", (64, 192), "INPUT.CROP.SIZE", [97, 97]]
+# What the evaluator of each kind of network must report, and some of the losses behind it.
+METRICS = {
+    "coco*/mask_rcnn_*": ({"bbox": ["AP", "AP50"], "segm": ["AP", "AP50"]}, {"loss_mask"}),
+    "coco*/retinanet_*": ({"bbox": ["AP", "AP50"]}, {"loss_cls", "loss_box_reg"}),
+    "coco/keypoint_*": ({"bbox": ["AP"], "keypoints": ["AP", "AP50"]}, {"loss_keypoint"}),
+    "voc/*": ({"bbox": ["AP", "AP50", "AP75"]}, {"loss_rpn_cls", "loss_box_reg"}),
+    "cityscapes/mask_*": ({"segm": ["AP", "AP50"]}, {"loss_mask"}),
+    "cityscapes/semantic_*": ({"sem_seg": ["IoU", "IoU_sup"]}, set()),  # one loss: the total
+}
+QUICK = {  # one of each family; the others differ in numbers alone
+    "coco/mask_rcnn_R_50_C4_1x.yaml",
+    "coco/mask_rcnn_R_50_FPN_1x.yaml",
+    "coco/retinanet_R_50_FPN_1x.yaml",
+    "coco/keypoint_rcnn_R_50_FPN_2x.yaml",
+    "coco_low_data/retinanet_R_50_FPN_10percent_12k.yaml",
+    "voc/faster_rcnn_R_50_C4_24k.yaml",
+    "cityscapes/mask_rcnn_R_50_FPN_24k.yaml",
+    SEGMENTATION,
+}
+PROTOCOLS = [
+    pytest.param(config, kind, marks=[] if config in QUICK else pytest.mark.slow)
+    for kind in METRICS
+    for config in sorted(glob.glob(f"{kind}.yaml", root_dir=os.path.join(ROOT, "configs")))
 ]
 DETECTORS = [
     f"coco/{name}_1x.yaml"
@@ -35,23 +67,24 @@ def pretrained_50(scenes, tmp_path_factory):
     cfg = tiny_config(
         *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256],
         *["DATASETS.TRAIN", (register_scenes(scenes, "train"),), "OUTPUT_DIR", output],
-        *["SOLVER.MAX_ITER", 2],
+        *["SOLVER.MAX_ITER", 2, "MODEL.DETCO.LOCAL_HIDDEN_DIMS", [8] * 4],  # a small file
     )
     PretrainTrainer(cfg).train()
     return os.path.join(output, "model_final.pth")
 
 
-def train_and_evaluate(config, weights, train, test, output, *settings):
-    cfg = load_config(
-        config,
-        *["MODEL.WEIGHTS", weights, "DATASETS.TRAIN", (train,), "DATASETS.TEST", (test,)],
-        *["OUTPUT_DIR", str(output), *SMALL, *settings],
-    )
+def train(config, output, *settings):
+    cfg = load_config(config, "OUTPUT_DIR", str(output), *SMALL, *settings)
     os.makedirs(output, exist_ok=True)
     trainer = TransferTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     return trainer
+
+
+def train_and_evaluate(config, weights, train_set, test_set, output, *settings):
+    data = ["DATASETS.TRAIN", (train_set,), "DATASETS.TEST", (test_set,)]
+    return train(config, output, "MODEL.WEIGHTS", weights, *data, *settings)
 
 
 @pytest.mark.parametrize("config", DETECTORS)
@@ -61,9 +94,9 @@ def test_the_three_detectors_train_and_evaluate_on_real_images(
     for split in ("train", "val"):  # at import Detectron2 may have seen another data folder
         metadata = MetadataCatalog.get(f"coco_2017_{split}")
         assert os.path.isfile(metadata.json_file), metadata.json_file
-    train = register_coco_subset("coco_2017_train", 8, 0, str(tmp_path))
-    test = register_coco_subset("coco_2017_val", 4, 0, str(tmp_path))
-    trainer = train_and_evaluate(config, pretrained_50, train, test, tmp_path / "out")
+    train_set = register_coco_subset("coco_2017_train", 8, 0, str(tmp_path))
+    test_set = register_coco_subset("coco_2017_val", 4, 0, str(tmp_path))
+    trainer = train_and_evaluate(config, pretrained_50, train_set, test_set, tmp_path / "out")
     results = trainer._last_eval_results
     assert 0 <= results["bbox"]["AP"] <= 100
     if "mask" in config:
@@ -71,10 +104,66 @@ def test_the_three_detectors_train_and_evaluate_on_real_images(
     assert os.path.isfile(tmp_path / "out" / "model_final.pth")
 
 
+@pytest.mark.parametrize("config, kind", PROTOCOLS)
+def test_every_protocol_trains_and_is_evaluated_on_its_own_data_sets(
+    standard_data, pretrained_50, tmp_path, config, kind
+):
+    settings = ["MODEL.WEIGHTS", pretrained_50]
+    if config == SEGMENTATION:
+        settings += SMALL_CROPS
+    trainer = train(config, tmp_path, *settings)
+    metrics, losses = METRICS[kind]
+    results = trainer._last_eval_results
+    assert set(results) == set(metrics)
+    for task, names in metrics.items():
+        for name in names:
+            assert 0 <= results[task][name] <= 100, (task, name)
+    histories = trainer.storage.histories()
+    assert losses <= set(histories)
+    for name in ("total_loss", *losses):
+        values = [value for value, _ in histories[name].values()]
+        assert values and all(math.isfinite(value) for value in values), (name, values)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=True, mmap=True)
+    assert final["iteration"] == 1
+    assert final["input_spec"]["INPUT.FORMAT"] == "RGB"
+    (tmp_path / "model_final.pth").unlink()  # 300 MB, which pytest would keep
+
+
+def test_every_protocol_is_under_test():
+    files = glob.glob("*/*_R_50_*.yaml", root_dir=os.path.join(ROOT, "configs"))
+    files = {file for file in files if file.split(os.sep)[0] not in ("demo", "quick")}
+    assert {parameter.values[0] for parameter in PROTOCOLS} == files
+    assert QUICK <= files
+
+
+def test_segmentation_scales_first_and_crops_then():
+    """So a crop has the same size in pixels at every scale, and shows less of a larger image."""
+    cfg = load_config(SEGMENTATION)
+    labels = np.arange(256, dtype=np.uint8).reshape(8, 32).repeat(32, 1).repeat(64, 0)
+    image = np.stack([labels] * 3, axis=2)  # 512 x 1024 pixels; each block has its own label
+    shares = []
+    for size in (512, 1024, 2048):
+        cfg.INPUT.MIN_SIZE_TRAIN = (size, size)
+        np.random.seed(0)
+        view = AugInput(image, sem_seg=labels)
+        build_mapper(cfg).augmentations(view)
+        assert view.image.shape == (min(size, 769), 769, 3)
+        assert view.sem_seg.shape == view.image.shape[:2]
+        assert (view.image[..., 0] == view.sem_seg).mean() > 0.7  # both went the same way
+        shares.append(len(np.unique(view.sem_seg)))
+    assert shares == sorted(shares, reverse=True) and shares[-1] < shares[0] / 5
+
+
+def test_detectors_have_detectron2s_own_augmentations():
+    cfg = load_config(DETECTORS[0])
+    names = [type(step).__name__ for step in build_mapper(cfg).augmentations.augs]
+    assert names == ["ResizeShortestEdge", "RandomFlip"]
+
+
 def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
-    train, test = register_scenes(scenes, "train"), register_scenes(scenes, "test")
+    data = register_scenes(scenes, "train"), register_scenes(scenes, "test")
     config, classes = "demo/faster_rcnn_R_18_FPN.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", 4]
-    trainer = train_and_evaluate(config, "", train, test, tmp_path, *classes)
+    trainer = train_and_evaluate(config, "", *data, tmp_path, *classes)
 
     def predictions():
         found = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
@@ -93,10 +182,10 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
 
 
 def test_a_resumed_fine_tuning_continues_at_its_iteration(scenes, tmp_path):
-    train, test = register_scenes(scenes, "train"), register_scenes(scenes, "test")
+    data = register_scenes(scenes, "train"), register_scenes(scenes, "test")
     settings = ["MODEL.ROI_HEADS.NUM_CLASSES", 4]
     config = "demo/faster_rcnn_R_18_FPN.yaml"
-    first = train_and_evaluate(config, "", train, test, tmp_path, *settings)
+    first = train_and_evaluate(config, "", *data, tmp_path, *settings)
     cfg = first.cfg.clone()
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = 4

@@ -30,8 +30,8 @@ def test_terms_are_means_of_the_last_50_iterations_beside_chance():
 
 def test_transfer_is_mean_and_sample_deviation_over_seeds():
     table = summarise_transfer(RUNS)
-    assert table["random"]["AP"] == pytest.approx([11.0, math.sqrt(2)])
-    assert table["DetCo"]["AP50"] == [40.0, None]
+    assert table["random"]["AP"] == pytest.approx({"mean": 11.0, "std": math.sqrt(2), "n": 2})
+    assert table["DetCo"]["AP50"] == {"mean": 40.0, "std": None, "n": 1}
 
 
 def test_the_three_files_are_written_and_say_the_same(tmp_path):

@@ -1,0 +1,144 @@
+"""The FCN-16s head of MoCo's semantic segmentation protocol, which DetCo follows.
+
+Shape shorthand in this module:
+
+    N: images of a batch; C: channels of the backbone's last stage; K: classes
+    H, W: the padded images' size in pixels; h, w: that of the features, H / 16 and W / 16
+"""
+
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import nn
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class FCN16sHead(nn.Module):
+    """Two dilated 3x3 convolutions and a classifier on one feature map of stride 16.
+
+    For Detectron2's `SemanticSegmentor`, on a ResNet with MODEL.RESNETS.RES5_DILATION 2
+    (MoCo, arXiv 1911.05722, appendix).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        in_channels: int,
+        stride: int,
+        num_classes: int,
+        conv_dim: int,
+        norm: str,
+        ignore_value: int,
+        loss_weight: float = 1.0,
+        dilation: int = 6,
+    ) -> None:
+        """
+        Args:
+            in_feature: name of the backbone's feature map.
+            in_channels: its channels.
+            stride: its stride in pixels, by which the logits are upsampled.
+            num_classes: how many classes are told apart.
+            conv_dim: channels of the two convolutions.
+            norm: a Detectron2 norm name, for both convolutions.
+            ignore_value: label of the pixels without a class, and of padding.
+            loss_weight: factor of the loss.
+            dilation: of the two convolutions; 6 is MoCo's, after DeepLab's large field of view.
+        """
+        super().__init__()
+        self.in_feature = in_feature
+        self.stride = stride
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+        self.convs = nn.Sequential(
+            *(
+                Conv2d(
+                    channels,
+                    conv_dim,
+                    kernel_size=3,
+                    padding=dilation,
+                    dilation=dilation,
+                    bias=not norm,
+                    norm=get_norm(norm, conv_dim),
+                    activation=F.relu,
+                )
+                for channels in (in_channels, conv_dim)
+            )
+        )
+        self.classifier = Conv2d(conv_dim, num_classes, kernel_size=1)
+        for conv in self.convs:
+            weight_init.c2_msra_fill(conv)
+        nn.init.normal_(self.classifier.weight, std=0.01)  # the loss starts at chance, log K
+        nn.init.zeros_(self.classifier.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: not exactly one feature map, or one that the backbone does not give.
+        """
+        head = cfg.MODEL.SEM_SEG_HEAD
+        if len(head.IN_FEATURES) != 1 or head.IN_FEATURES[0] not in input_shape:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(head.IN_FEATURES)}; FCN16sHead takes "
+                f"exactly one of the backbone's feature maps {sorted(input_shape)}."
+            )
+        feature = input_shape[head.IN_FEATURES[0]]
+        return {
+            "in_feature": head.IN_FEATURES[0],
+            "in_channels": feature.channels,
+            "stride": feature.stride,
+            "num_classes": head.NUM_CLASSES,
+            "conv_dim": head.CONVS_DIM,
+            "norm": head.NORM,
+            "ignore_value": head.IGNORE_VALUE,
+            "loss_weight": head.LOSS_WEIGHT,
+        }
+
+    def forward(
+        self, features: dict[str, torch.Tensor], targets_NHW: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """
+        Args:
+            features: the backbone's feature maps, among them one of shape (N, C, h, w).
+            targets_NHW: class indices or `ignore_value`, of shape (N, H, W); training only.
+
+        Returns:
+            in training None and the loss; otherwise the logits, of shape (N, K, 16 h, 16 w), a
+            few pixels larger than the images where 16 does not divide their size, and no loss.
+
+        Raises:
+            ValueError: training without targets.
+        """
+        logits = self.classifier(self.convs(features[self.in_feature]))
+        # in float32, since autocast would interpolate in half precision
+        logits_NKHW = F.interpolate(
+            logits.float(), scale_factor=self.stride, mode="bilinear", align_corners=False
+        )
+        if not self.training:
+            return logits_NKHW, {}
+        if targets_NHW is None:
+            raise ValueError("DATASETS.TRAIN has no semantic labels (sem_seg_file_name).")
+        return None, {"loss_sem_seg": self.loss_weight * self.loss(logits_NKHW, targets_NHW)}
+
+    def loss(self, logits_NKHW: torch.Tensor, targets_NHW: torch.Tensor) -> torch.Tensor:
+        """The mean cross entropy over the pixels that have a class; 0 where none has.
+
+        Args:
+            logits_NKHW: at least as high and wide as the targets.
+            targets_NHW: class indices or `ignore_value`, of shape (N, H, W).
+        """
+        height, width = targets_NHW.shape[-2:]
+        total = F.cross_entropy(
+            logits_NKHW[..., :height, :width],
+            targets_NHW,
+            ignore_index=self.ignore_value,
+            reduction="sum",
+        )
+        return total / (targets_NHW != self.ignore_value).sum().clamp(min=1)

@@ -1,0 +1,191 @@
+"""The benchmark command: it runs what is missing, resumes, skips, and outlives a failed cell."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT, load_config
+
+SETTINGS = ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("tool", os.path.join(ROOT, "tools/benchmark.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def voc(layouts):
+    return os.path.join(layouts, "VOC2007")
+
+
+class FakeTraining:
+    """Stands in for train_net.py: notes its command lines, and fails or is cut off as told."""
+
+    def __init__(self):
+        self.commands, self.fails, self.cut = [], set(), set()
+
+    def __call__(self, command, stdout, stderr):
+        folder = command[command.index("OUTPUT_DIR") + 1]
+        self.commands.append(command)
+        number = len(self.commands)
+        if number in self.fails:
+            stdout.write("RuntimeError: out of memory\\n")
+            return subprocess.CompletedProcess(command, 1)
+        if number in self.cut:
+            open(os.path.join(folder, "last_checkpoint"), "w").close()
+            raise KeyboardInterrupt
+        with open(os.path.join(folder, "results.json"), "w") as file:
+            json.dump({"bbox": {"AP": number, "AP50": 50.0, "AP75": 5.0}}, file)
+        return subprocess.CompletedProcess(command, 0)
+
+    def pairs(self, number):
+        opts = self.commands[number - 1]
+        return {key: opts[i + 1] for i, key in enumerate(opts[:-1]) if key.isupper() or "." in key}
+
+
+@pytest.fixture
+def bench(tool, voc, tmp_path, monkeypatch):
+    """Run the command on four cells: random twice, for two seeds, on half and on all images."""
+    fake = FakeTraining()
+    monkeypatch.setattr(tool.subprocess, "run", fake)
+    suite = os.path.join(ROOT, "configs", "quick", "retinanet_R_18_FPN.yaml")
+    line = f"--suite {suite} --init random --seeds 2 --voc {voc} --fraction 0.5 --fraction 1"
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["tools/benchmark.py", *line.split(), *more])
+        if "--output" not in more:
+            sys.argv[1:1] = ["--output", str(tmp_path)]
+        tool.main()
+
+    run.fake, run.output = fake, tmp_path
+    return run
+
+
+def statuses(output):
+    return [run["status"] for run in json.loads((output / "results.json").read_text())["runs"]]
+
+
+def test_a_second_call_runs_nothing(bench):
+    bench()
+    assert len(bench.fake.commands) == 4 and statuses(bench.output) == ["done"] * 4
+    bench()
+    assert len(bench.fake.commands) == 4
+    assert "2.0 ± 1.4 / 50.0 ± 0.0" in (bench.output / "results.md").read_text()
+
+
+def test_every_run_gets_its_data_classes_seed_and_evaluations(bench, voc):
+    bench("--evaluations", "5", "--opts", "SOLVER.BASE_LR", "0.5")
+    last = bench.fake.pairs(4)
+    assert last["MODEL.RETINANET.NUM_CLASSES"] == "20" and last["SEED"] == "1"
+    assert last["TEST.EVAL_PERIOD"] == "40" and last["SOLVER.BASE_LR"] == "0.5"
+    trained = [bench.fake.pairs(number)["DATASETS.TRAIN"] for number in (1, 3)]  # the last stands
+    assert trained == [repr((f"voc_trainval_0.5_seed{seed}@{voc}",)) for seed in (0, 1)]
+
+
+def test_a_failed_cell_is_outlived_reported_and_tried_again(bench, caplog):
+    bench.fake.fails = {2}
+    with pytest.raises(SystemExit, match="1 of 4 cells failed"):
+        bench()
+    assert statuses(bench.output).count("done") == 3
+    assert "Not done:" in (bench.output / "results.md").read_text()
+    bench()
+    assert len(bench.fake.commands) == 5 and statuses(bench.output) == ["done"] * 4
+
+
+def test_a_cut_off_cell_is_resumed(bench):
+    bench.fake.cut = {3}
+    with pytest.raises(KeyboardInterrupt):
+        bench()
+    bench()
+    assert ["--resume" in command for command in bench.fake.commands] == [False] * 3 + [True, False]
+
+
+def test_shards_share_the_work_and_the_report_merges_them(bench):
+    bench("--shard", "1/2")
+    assert statuses(bench.output).count("done") == 2 == len(bench.fake.commands)
+    bench("--shard", "0/2")
+    bench("--report")
+    assert len(bench.fake.commands) == 4 and statuses(bench.output) == ["done"] * 4
+
+
+def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(bench):
+    bench()
+    with pytest.raises(SystemExit, match="SOLVER.MAX_ITER: 200 there, 300 now"):
+        bench("--opts", "SOLVER.MAX_ITER", "300")
+    assert len(bench.fake.commands) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--init", "detco=/no/such.pth"], "No weight file at '/no/such.pth'"),
+        (["--voc", "/no/such"], "not in VOC's layout"),
+        (["--shard", "2/2"], "0 <= i < n"),
+        (["--suite", "papper"], "no files, and no suite"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_runs(bench, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        bench(*arguments)
+    assert not bench.fake.commands
+
+
+def test_weights_bring_their_input(tool, tmp_path):
+    import torch
+
+    from detco_d2.checkpoint.input_spec import InputSpec
+
+    assert tool.init_settings("") == ("MODEL.WEIGHTS", "")
+    path = str(tmp_path / "backbone.pth")
+    spec = InputSpec(load_config("detco.yaml", "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]))
+    torch.save({"model": {}, "input_spec": spec.state_dict()}, path)
+    settings = tool.init_settings(path)
+    assert settings[settings.index("MODEL.PIXEL_STD") + 1] == "[1.0, 1.0, 1.0]"
+    assert "MODEL.RESNETS.DEPTH" not in settings  # another depth must fail, not be taken over
+
+
+def test_the_paper_suite_is_every_protocol(tool):
+    names = [file.stem for file in tool.find_configs(["paper"])]
+    assert len(names) == 21 and len(tool.find_configs(["quick"])) == 2
+    assert "semantic_segmentation_R_50_FCN" in names
+
+
+def test_a_cell_runs_for_real(voc, tmp_path):
+    command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "benchmark.py")]
+    command += ["--suite", os.path.join(ROOT, "configs/quick/retinanet_R_18_FPN.yaml")]
+    command += ["--init", "random", "--seeds", "1", "--voc", voc, "--output", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--evaluations", "2", "--opts", *SETTINGS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = json.loads((tmp_path / "results.json").read_text())["runs"][0]
+    assert run["status"] == "done" and set(run["metrics"]["bbox"]) == {"AP", "AP50", "AP75"}
+    assert len(run["curve"]["bbox/AP"]) == 2
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_missing_data_ends_both_entry_scripts_before_a_process_starts(tmp_path):
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    for script, config, what in (
+        ("train_net.py", "voc/faster_rcnn_R_50_C4_24k.yaml", "VOC2007/ImageSets/Main/trainval.txt"),
+        ("pretrain_net.py", "detco.yaml", "imagenet/train"),
+    ):
+        command = [sys.executable, "-W", "ignore", script, "--num-gpus", "0"]
+        done = subprocess.run(
+            [*command, "--config-file", f"configs/{config}"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert f"MISSING {tmp_path}/{what}" in done.stderr
+        assert f"DETECTRON2_DATASETS is {str(tmp_path)!r}" in done.stderr

@@ -1,0 +1,252 @@
+#!/usr/bin/env python
+"""The transfer benchmark: fine-tune every initialisation on every task, and write the table.
+
+python tools/benchmark.py --suite paper --seeds 5 --num-gpus 8 \\
+    --init random --init detco=detco.pth --init supervised=R-50.pkl
+python tools/benchmark.py --suite quick --init random --init detco=r18.pth      # rendered scenes
+python tools/benchmark.py --suite quick --init random --init detco=r18.pth \\
+    --voc /data/bccd --fraction 0.2 --fraction 1                                # one's own data
+python tools/benchmark.py --suite configs/coco/*_12k.yaml --init detco=detco.pth
+
+Call it again to go on: runs that are done stay, cut-off runs resume, failed ones are tried again.
+A weight file brings its own input settings (a pretraining checkpoint, a converted file, MSRA's
+R-50.pkl, or else torchvision's). --shard i/n runs every n-th cell, for other machines or a SLURM
+array on the same --output; --report only writes the report from what is there.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from detco_d2 import add_detco_config
+from detco_d2.checkpoint.handover import input_spec_of
+from detco_d2.checkpoint.input_spec import MSRA_SPEC
+from detco_d2.config import apply_supervised_baseline
+from detco_d2.data.datasets import prepare_datasets
+from detco_d2.evaluation.benchmark import (
+    Cell,
+    Task,
+    claim,
+    file_digest,
+    plan,
+    read_result,
+    with_seed,
+)
+from detco_d2.evaluation.tables import write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = {
+    "paper": ["voc", "coco", "cityscapes", "coco_low_data"],
+    "quick": ["quick"],
+}
+# Keys of a merged config that do not decide the result.
+IRRELEVANT = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD")
+logger = logging.getLogger("detco_d2.benchmark")
+
+
+def find_configs(suite: list[str]) -> list[Path]:
+    if suite[0] in SUITES:
+        folders = [ROOT / "configs" / name for name in SUITES[suite[0]]]
+        return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    missing = [file for file in suite if not Path(file).is_file()]
+    if missing:
+        raise ValueError(f"--suite names {missing}: no files, and no suite of {list(SUITES)}.")
+    return [Path(file).resolve() for file in suite]
+
+
+def _with_data(file: Path, name: str, train: str, test: str) -> Task:
+    prepare_datasets([train], [test])
+    DatasetCatalog.get(train)  # a COCO file's classes are known once it is read
+    classes = str(len(MetadataCatalog.get(train).thing_classes))
+    pairs = {
+        "DATASETS.TRAIN": repr((train,)),
+        "DATASETS.TEST": repr((test,)),
+        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
+        "MODEL.RETINANET.NUM_CLASSES": classes,
+    }
+    return Task(name, str(file), tuple(item for pair in pairs.items() for item in pair))
+
+
+def make_tasks(args: argparse.Namespace) -> list[Task]:
+    """Every config: on the data of --voc, on rendered scenes (the quick suite), or on its own."""
+    tasks = []
+    for file in find_configs(args.suite):
+        if args.voc:
+            root = os.path.abspath(args.voc)
+            for fraction in args.fraction or [1.0]:
+                name = f"{Path(root).name}/{file.stem}_{100 * fraction:g}percent"
+                train = f"voc_trainval_{fraction:g}_seed0@{root}"
+                tasks.append(_with_data(file, name, train, f"voc_test_1_seed0@{root}"))
+        elif file.parent.name == "quick":
+            root = str((args.output / "scenes").absolute())
+            train, test = f"scenes_train_400@{root}", f"scenes_test_100@{root}"
+            tasks.append(_with_data(file, f"scenes/{file.stem}", train, test))
+        else:
+            tasks.append(Task(f"{file.parent.name}/{file.stem}", str(file)))
+    return tasks
+
+
+@functools.cache
+def init_settings(path: str) -> tuple[str, ...]:
+    """KEY VALUE pairs with which a detector starts from a weight file, or at random from ""."""
+    spec = input_spec_of(path) if path else {}
+    if spec == MSRA_SPEC:
+        return ("MODEL.WEIGHTS", path, "MODEL.SUPERVISED_BASELINE", "True")
+    pairs = [(k, v) for k, v in spec.items() if k != "MODEL.RESNETS.DEPTH"]  # must agree by itself
+    return ("MODEL.WEIGHTS", path, *(str(item) for pair in pairs for item in pair))
+
+
+def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict[str, Any]]:
+    """The KEY VALUE pairs of a cell's run, and the identity of its result.
+
+    Raises:
+        ValueError, FileNotFoundError: data or weights that are not there.
+    """
+    path = args.init[cell.init]
+    settings = [*cell.task.settings, *init_settings(path), *args.opts, "SEED", str(cell.seed)]
+    cfg = get_cfg()
+    add_detco_config(cfg)
+    cfg.merge_from_file(cell.task.config)
+    cfg.merge_from_list(settings)
+    period = -(-cfg.SOLVER.MAX_ITER // args.evaluations)
+    more = ["DATASETS.TRAIN", repr(with_seed(cfg.DATASETS.TRAIN, cell.seed))]
+    more += ["TEST.EVAL_PERIOD", str(period)]
+    cfg.merge_from_list(more)
+    apply_supervised_baseline(cfg)
+    prepare_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    identity = dict(flatten(cfg))
+    identity.update({"weights": file_digest(path), "MODEL.WEIGHTS": Path(path).name})
+    for key in IRRELEVANT:
+        identity.pop(key)
+    return [*settings, *more], identity
+
+
+def flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config and its value as JSON keeps it."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.loads(json.dumps(value))
+
+
+def run_cell(args: argparse.Namespace, cell: Cell, settings: list[str]) -> bool:
+    """Fine-tune and evaluate one cell in a process of its own; whether it succeeded."""
+    folder = cell.folder(args.output)
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", cell.task.config]
+    command += ["--num-gpus", str(args.num_gpus), "--dist-url", "auto"]
+    command += ["--resume"] if (folder / "last_checkpoint").is_file() else []
+    with open(folder / "console.txt", "a") as console:
+        done = subprocess.run(
+            [*command, *settings, "OUTPUT_DIR", str(folder)], stdout=console, stderr=console
+        )
+    if done.returncode:
+        tail = (folder / "console.txt").read_text().strip().splitlines()[-3:]
+        logger.error(
+            "FAILED with exit code %d; %s ends with:\n  %s",
+            done.returncode,
+            folder / "console.txt",
+            "\n  ".join(tail),
+        )
+    return done.returncode == 0
+
+
+def run_all(args: argparse.Namespace, cells: list[Cell]) -> int:
+    """Run what is missing; returns how many cells failed."""
+    todo = []
+    for cell in cells:  # everything is checked before anything runs
+        settings, identity = cell_settings(args, cell)
+        claim(cell.folder(args.output), identity)
+        if read_result(cell, args.output)["status"] != "done":
+            todo.append((cell, settings))
+    logger.info("%d cells, of which %d are done", len(cells), len(cells) - len(todo))
+    started, failed = time.perf_counter(), 0
+    for i, (cell, settings) in enumerate(todo):
+        each = (time.perf_counter() - started) / i if i else 0.0
+        left = f", about {each * (len(todo) - i) / 60:.0f} min left" if i else ""
+        logger.info("[%d/%d] %s, %s, seed %d%s", i + 1, len(todo), *cell.label, left)
+        if not run_cell(args, cell, settings):
+            failed += 1
+            continue
+        metrics = read_result(cell, args.output)["metrics"]
+        logger.info("  %s", {k: {m: round(v, 1) for m, v in r.items()} for k, r in metrics.items()})
+    return failed
+
+
+def parse_init(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not re.fullmatch(r"[\w.+ -]+", name) or (not path and name != "random"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `random` nor NAME=WEIGHT_FILE")
+    return name, os.path.abspath(PathManager.get_local_path(path)) if path else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--suite", nargs="+", required=True, help=f"{', '.join(SUITES)}, or config files")
+    add("--init", action="append", type=parse_init, required=True, help="random, or NAME=FILE")
+    add("--seeds", type=int, default=5, help="runs of each (the paper's field uses 5)")
+    add("--num-gpus", type=int, default=0, help="for each run; 0: CPU")
+    add("--output", type=Path, default=Path("output/benchmark"))
+    add("--shard", default="0/1", help="i/n: run only the i-th of every n cells, from 0")
+    add("--report", action="store_true", help="run nothing, write the report from what is there")
+    add("--baseline", help="the init that differences are taken from; default: the first")
+    add("--published", action="store_true", help="show the paper's figures beside, marked")
+    add(
+        "--evaluations",
+        type=int,
+        default=4,
+        help="evenly spaced over each run, the last at its end",
+    )
+    add("--voc", help="data in VOC's layout (trainval, test) instead of the configs' own")
+    add("--fraction", type=float, action="append", help="share of --voc's trainval; repeatable")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
+    args = parser.parse_args()
+    args.init = dict(args.init)
+    baseline = args.baseline or next(iter(args.init))
+    if baseline not in args.init:
+        parser.error(f"--baseline {baseline!r} is none of {list(args.init)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    setup_logger(name="detco_d2", abbrev_name="detco")
+    failed = 0
+    try:
+        tasks = make_tasks(args)
+        cells = plan(tasks, args.init, args.seeds, args.shard)
+        if not args.report:
+            failed = run_all(args, cells)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"benchmark: {error}")
+    everything = plan(tasks, args.init, args.seeds, "0/1")
+    text = write_report(
+        args.output,
+        tasks,
+        [read_result(cell, args.output) for cell in everything],
+        seeds=args.seeds,
+        baseline=baseline,
+        published=args.published,
+        command=shlex.join(["python", *sys.argv]),
+    )
+    logger.info("\n%s\nwritten to %s", text, args.output)
+    if failed:
+        sys.exit(f"benchmark: {failed} of {len(cells)} cells failed; call again to retry them")
+
+
+if __name__ == "__main__":
+    main()
