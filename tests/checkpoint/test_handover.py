@@ -10,9 +10,9 @@ import pytest
 import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 
-from detco_d2.checkpoint.handover import BackboneCheckpointer, load_backbone
+from detco_d2.checkpoint.handover import BackboneCheckpointer, load_backbone, save_backbone
 from detco_d2.checkpoint.input_spec import InputSpec
 from detco_d2.checkpoint.reading import read_weight_file
 
@@ -103,6 +103,29 @@ def test_a_converted_file_loads_by_detectron2_alone_and_by_us(pretrained, tmp_pa
     assert torch.equal(plain.roi_heads.res5[2].conv3.weight, expected)
     ours = load_into(FPN, output)
     assert torch.equal(ours.backbone.bottom_up.res5[2].conv3.weight.float(), expected)
+
+
+class ForeignDetector(torch.nn.Module):
+    """Built as DensePose and Sparse R-CNN: Detectron2's FPN backbone, heads of its own."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        self.head = torch.nn.ModuleDict({"conv1": torch.nn.Conv2d(256, 8, 3)})
+
+
+@pytest.mark.parametrize("extension", ["pth", "pkl"])
+def test_a_converted_file_enters_detectors_of_other_packages(pretrained, tmp_path, extension):
+    output = str(tmp_path / f"converted.{extension}")
+    weights, _, spec = load_backbone(pretrained[0])
+    save_backbone(output, weights, spec)
+    model = ForeignDetector(load_config(FPN))
+    head = model.head.conv1.weight.clone()
+    DetectionCheckpointer(model).load(output)
+    found = model.backbone.bottom_up.state_dict()
+    assert len(weights) == 265
+    assert all(torch.equal(found[name], weights[name].float()) for name in weights)
+    assert torch.equal(model.head.conv1.weight, head)
 
 
 def test_torchvision_weights_give_torchvisions_features(tmp_path):
