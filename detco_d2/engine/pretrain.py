@@ -4,9 +4,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from ..data.build import build_pretrain_loader
@@ -63,15 +62,8 @@ class PretrainTrainer(Trainer):
         super().__init__(with_schedule(cfg, len(self.images)))
 
     @classmethod
-    def build_model(cls, cfg: CfgNode) -> Any:
-        model = super().build_model(cfg)
-        if cfg.SOLVER.AMP.ENABLED:
-            device_type = torch.device(cfg.MODEL.DEVICE).type
-            model.forward = torch.autocast(device_type, torch.bfloat16)(model.forward)
-        return model
-
-    def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
-        return SimpleTrainer(model, loader, optimizer)
+    def uses_bfloat16(cls, cfg: CfgNode) -> bool:
+        return cfg.SOLVER.AMP.ENABLED
 
     def build_train_loader(self, cfg: CfgNode) -> Iterator[Any]:
         """A generator, so that the workers start at the first step, where a resume has set it."""

@@ -3,6 +3,7 @@
 import weakref
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.train_loop import AMPTrainer
@@ -15,9 +16,9 @@ from ..checkpoint.input_spec import InputSpec
 class Trainer(DefaultTrainer):
     """A `DefaultTrainer` for GPUs and CPU processes alike.
 
-    It differs in four things: DDP also wraps CPU models, MODEL.WEIGHTS takes any backbone that
-    :class:`BackboneCheckpointer` knows, checkpoints carry the input settings, and the optimiser is
-    saved on Detectron2 0.5 too.
+    It differs in five things: DDP also wraps CPU models, MODEL.WEIGHTS takes any backbone that
+    :class:`BackboneCheckpointer` knows, checkpoints carry the input settings, the optimiser is
+    saved on Detectron2 0.5 too, and `SOLVER.AMP.ENABLED` works on the CPU (bfloat16 autocast).
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -44,10 +45,24 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    @classmethod
+    def uses_bfloat16(cls, cfg: CfgNode) -> bool:
+        """Whether SOLVER.AMP.ENABLED means bfloat16 autocast: Detectron2's own AMP wants a GPU."""
+        return cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> Any:
+        model = super().build_model(cfg)
+        if cls.uses_bfloat16(cfg):
+            model.to(memory_format=torch.channels_last)
+            device_type = torch.device(cfg.MODEL.DEVICE).type
+            model.forward = torch.autocast(device_type, torch.bfloat16)(model.forward)
+        return model
+
     def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
         """What makes one training step, as in `DefaultTrainer`."""
-        step_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        return step_class(model, loader, optimizer)
+        own_amp = cfg.SOLVER.AMP.ENABLED and not self.uses_bfloat16(cfg)
+        return (AMPTrainer if own_amp else SimpleTrainer)(model, loader, optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}

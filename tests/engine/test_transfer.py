@@ -196,6 +196,23 @@ def test_a_resumed_fine_tuning_continues_at_its_iteration(scenes, tmp_path):
     assert optimizer and all("momentum_buffer" in state for state in optimizer.values())
 
 
+def test_mixed_precision_on_the_cpu_is_bfloat16_and_close_to_float32(scenes, tmp_path):
+    data = register_scenes(scenes, "train"), register_scenes(scenes, "test")
+    losses, dtypes = [], set()
+    for enabled in (False, True):
+        trainer = train_and_evaluate(
+            "demo/faster_rcnn_R_18_FPN.yaml",
+            *["", *data, tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 4, "SOLVER.MAX_ITER", 1],
+            *["SOLVER.STEPS", (), "SOLVER.AMP.ENABLED", enabled],
+        )
+        losses.append(trainer.storage.history("total_loss").latest())
+        stem = trainer.model.backbone.bottom_up.stem
+        stem.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+        trainer.model.eval()([{"image": torch.zeros(3, 64, 64)}])
+    assert dtypes == {torch.float32, torch.bfloat16}
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[0] != losses[1]
+
+
 def test_the_evaluator_follows_the_metadata(scenes, tmp_path):
     cfg = load_config(DETECTORS[0], "OUTPUT_DIR", str(tmp_path))
     assert isinstance(build_evaluator(cfg, register_scenes(scenes, "test")), COCOEvaluator)
