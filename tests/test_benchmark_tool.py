@@ -158,17 +158,23 @@ def test_the_paper_suite_is_every_protocol(tool):
     assert "semantic_segmentation_R_50_FCN" in names
 
 
-def test_a_cell_runs_for_real(voc, tmp_path):
+def test_a_cell_runs_for_real_and_again_from_its_checkpoint(voc, tmp_path):
     command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "benchmark.py")]
     command += ["--suite", os.path.join(ROOT, "configs/quick/retinanet_R_18_FPN.yaml")]
     command += ["--init", "random", "--seeds", "1", "--voc", voc, "--output", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--evaluations", "2", "--opts", *SETTINGS], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    run = json.loads((tmp_path / "results.json").read_text())["runs"][0]
-    assert run["status"] == "done" and set(run["metrics"]["bbox"]) == {"AP", "AP50", "AP75"}
-    assert len(run["curve"]["bbox/AP"]) == 2
+    command += ["--evaluations", "2", "--opts", *SETTINGS]
+    found = []
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        run = json.loads((tmp_path / "results.json").read_text())["runs"][0]
+        assert run["status"] == "done" and set(run["metrics"]["bbox"]) == {"AP", "AP50", "AP75"}
+        assert len(run["curve"]["bbox/AP"]) >= 2
+        found.append(run["metrics"])
+        (cell,) = tmp_path.glob("cells/**/results.json")
+        cell.unlink()  # as if it had been cut off in its last evaluation
+    assert found[0] == found[1]
+    assert "Starting training from iteration 2" in (cell.parent / "log.txt").read_text()
     assert (tmp_path / "curves.png").is_file()
 
 
