@@ -85,7 +85,7 @@ def test_every_run_gets_its_data_classes_seed_and_evaluations(bench, voc):
     bench("--evaluations", "5", "--opts", "SOLVER.BASE_LR", "0.5")
     last = bench.fake.pairs(4)
     assert last["MODEL.RETINANET.NUM_CLASSES"] == "20" and last["SEED"] == "1"
-    assert last["TEST.EVAL_PERIOD"] == "40" and last["SOLVER.BASE_LR"] == "0.5"
+    assert last["TEST.EVAL_PERIOD"] == "60" and last["SOLVER.BASE_LR"] == "0.5"
     trained = [bench.fake.pairs(number)["DATASETS.TRAIN"] for number in (1, 3)]  # the last stands
     assert trained == [repr((f"voc_trainval_0.5_seed{seed}@{voc}",)) for seed in (0, 1)]
 
@@ -118,8 +118,8 @@ def test_shards_share_the_work_and_the_report_merges_them(bench):
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(bench):
     bench()
-    with pytest.raises(SystemExit, match="SOLVER.MAX_ITER: 200 there, 300 now"):
-        bench("--opts", "SOLVER.MAX_ITER", "300")
+    with pytest.raises(SystemExit, match="SOLVER.MAX_ITER: 300 there, 400 now"):
+        bench("--opts", "SOLVER.MAX_ITER", "400")
     assert len(bench.fake.commands) == 4
 
 
