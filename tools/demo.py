@@ -31,13 +31,9 @@ from detectron2.utils.visualizer import Visualizer
 import detco_d2
 from detco_d2.checkpoint.handover import check_complete, load_backbone, save_backbone
 from detco_d2.data.build import build_pretrain_loader
-from detco_d2.data.datasets import (
-    load_images,
-    register_by_name,
-    register_coco_subset,
-    register_voc_folder,
-)
+from detco_d2.data.datasets import load_images, register_coco_subset, register_voc_folder
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.synthetic import register_scenes, write_scenes
 from detco_d2.engine.launch import adapt_to_machine
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer
@@ -77,9 +73,11 @@ def choose_data(args: argparse.Namespace) -> tuple[list[str], str, str, str]:
         what = f"at most 100 + 100 images of {coco}"
     else:
         folder = os.path.join(args.output, "data")
-        counts = {"unlabelled": 600, "train": 100, "test": 100}
-        unlabelled, train, test = (f"scenes_{k}_{n}@{folder}" for k, n in counts.items())
-        register_by_name([unlabelled, train, test])
+        for split, count in (("unlabelled", 600), ("train", 100), ("test", 100)):
+            write_scenes(folder, split, count, seed=0)
+        unlabelled, train, test = (
+            register_scenes(folder, split) for split in ("unlabelled", "train", "test")
+        )
         what = "rendered scenes: 600 unlabelled, 100 for training, 100 for evaluation"
     return args.images or [unlabelled], train, test, what
 
