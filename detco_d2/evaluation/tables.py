@@ -70,6 +70,37 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
+def _group(
+    title: str,
+    members: Sequence[Task],
+    columns: Sequence[tuple[str, str, str, list[str]]],
+    summary: Summary,
+    inits: Sequence[str],
+    seeds: int,
+    baseline: str,
+    paper: dict[str, dict[str, dict[str, list[float]]]],
+) -> list[str]:
+    """The lines of one group's table and of its differences to the baseline."""
+    header = [column for _, column, _, _ in columns]
+    rows = [
+        [init, *(_cell(summary[t].get(init, {}), k, m, seeds) for t, _, k, m in columns)]
+        for init in inits
+    ]
+    for method in dict.fromkeys(m for task in members for m in paper.get(task.name, {})):
+        figures = [paper.get(t, {}).get(method, {}).get(k, []) for t, _, k, _ in columns]
+        texts = [" / ".join(f"{v:.1f}" for v in values) or "-" for values in figures]
+        rows.append([f"*{method} (paper)*", *(f"*{text}*" for text in texts)])
+    lines = _table(title, header, rows)
+    base = {task: summary[task].get(baseline, {}) for task, *_ in columns}
+    rows = [
+        [init]
+        + [_difference_cell(summary[t].get(init, {}), base[t], k, m) for t, _, k, m in columns]
+        for init in inits
+        if init != baseline
+    ]
+    return lines + (_table(f"difference to {baseline}", header, rows) if rows else [])
+
+
 def markdown(
     tasks: Sequence[Task],
     results: Sequence[dict[str, Any]],
@@ -106,27 +137,8 @@ def markdown(
         groups.setdefault(task.group_and_column[0], []).append(task)
     for group, members in groups.items():
         columns = _columns(members, summary)
-        if not columns:
-            continue
-        header = [title for _, title, _, _ in columns]
-        rows = [
-            [init, *(_cell(summary[t].get(init, {}), k, m, seeds) for t, _, k, m in columns)]
-            for init in inits
-        ]
-        for method in dict.fromkeys(m for task in members for m in paper.get(task.name, {})):
-            figures = [paper.get(t, {}).get(method, {}).get(k, []) for t, _, k, _ in columns]
-            texts = [" / ".join(f"{v:.1f}" for v in values) or "-" for values in figures]
-            rows.append([f"*{method} (paper)*", *(f"*{text}*" for text in texts)])
-        lines += _table(group, header, rows)
-        base = {task: summary[task].get(baseline, {}) for task, *_ in columns}
-        rows = [
-            [init]
-            + [_difference_cell(summary[t].get(init, {}), base[t], k, m) for t, _, k, m in columns]
-            for init in inits
-            if init != baseline
-        ]
-        if rows:
-            lines += _table(f"difference to {baseline}", header, rows)
+        if columns:
+            lines += _group(group, members, columns, summary, inits, seeds, baseline, paper)
     unfinished = [r for r in results if r["status"] != "done"]
     if unfinished:
         lines += ["Not done:", ""]
