@@ -21,6 +21,7 @@ from detco_d2.config import apply_supervised_baseline
 from detco_d2.data.datasets import prepare_datasets, register_by_name
 from detco_d2.engine.launch import adapt_to_machine, launch
 from detco_d2.engine.transfer import TransferTrainer, evaluate
+from detco_d2.files import replacing
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -52,10 +53,8 @@ def main(args: argparse.Namespace) -> Any:
     trainer.train()
     results = trainer._last_eval_results
     if comm.is_main_process():  # complete or not there: tools/benchmark.py takes it for "done"
-        path = os.path.join(cfg.OUTPUT_DIR, "results.json")
-        with open(path + ".part", "w") as file:
-            json.dump(results, file, indent=1, default=float)
-        os.replace(path + ".part", path)
+        with replacing(os.path.join(cfg.OUTPUT_DIR, "results.json")) as file:
+            file.write_text(json.dumps(results, indent=1, default=float))
     return results
 
 

@@ -41,6 +41,7 @@ from detco_d2.data.datasets import prepare_datasets
 from detco_d2.evaluation.benchmark import (
     Cell,
     Task,
+    check_claim,
     claim,
     file_digest,
     plan,
@@ -171,15 +172,16 @@ def run_all(args: argparse.Namespace, cells: list[Cell]) -> int:
     todo = []
     for cell in cells:  # everything is checked before anything runs
         settings, identity = cell_settings(args, cell)
-        claim(cell.folder(args.output), identity)
+        check_claim(cell.folder(args.output), identity)
         if read_result(cell, args.output)["status"] != "done":
-            todo.append((cell, settings))
+            todo.append((cell, settings, identity))
     logger.info("%d cells, of which %d are done", len(cells), len(cells) - len(todo))
     started, failed = time.perf_counter(), 0
-    for i, (cell, settings) in enumerate(todo):
+    for i, (cell, settings, identity) in enumerate(todo):
         each = (time.perf_counter() - started) / i if i else 0.0
         left = f", about {each * (len(todo) - i) / 60:.0f} min left" if i else ""
         logger.info("[%d/%d] %s, %s, seed %d%s", i + 1, len(todo), *cell.label, left)
+        claim(cell.folder(args.output), identity)
         if not run_cell(args, cell, settings):
             failed += 1
             continue

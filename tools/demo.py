@@ -31,9 +31,13 @@ from detectron2.utils.visualizer import Visualizer
 import detco_d2
 from detco_d2.checkpoint.handover import check_complete, load_backbone, save_backbone
 from detco_d2.data.build import build_pretrain_loader
-from detco_d2.data.datasets import load_images, register_coco_subset, register_voc_folder
+from detco_d2.data.datasets import (
+    load_images,
+    register_by_name,
+    register_coco_subset,
+    register_voc_folder,
+)
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.data.synthetic import register_scenes, write_scenes
 from detco_d2.engine.launch import adapt_to_machine
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer
@@ -72,12 +76,11 @@ def choose_data(args: argparse.Namespace) -> tuple[list[str], str, str, str]:
         test = register_coco_subset("coco_2017_val", 100, 0, folder)
         what = f"at most 100 + 100 images of {coco}"
     else:
-        folder = os.path.join(args.output, "data")
-        for split, count in (("unlabelled", 600), ("train", 100), ("test", 100)):
-            write_scenes(folder, split, count, seed=0)
+        folder = os.path.abspath(os.path.join(args.output, "data"))
         unlabelled, train, test = (
-            register_scenes(folder, split) for split in ("unlabelled", "train", "test")
+            f"scenes_{split}@{folder}" for split in ("unlabelled_600", "train_100", "test_100")
         )
+        register_by_name([unlabelled, train, test])
         what = "rendered scenes: 600 unlabelled, 100 for training, 100 for evaluation"
     return args.images or [unlabelled], train, test, what
 

@@ -1,11 +1,12 @@
 """Cityscapes' training labels, which its download leaves to be made from its ids."""
 
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ..files import replacing
 
 
 def make_train_id_files(gt_dir: str) -> int:
@@ -42,12 +43,10 @@ def make_train_id_files(gt_dir: str) -> int:
         if target.exists():
             continue
         image = Image.fromarray(train_ids[np.asarray(Image.open(source))])
-        unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            image.save(unfinished, format="PNG")
-            os.replace(unfinished, target)
+            with replacing(target) as file:
+                image.save(file, format="PNG")
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise RuntimeError(
                 f"Cannot write {target.name} into {str(target.parent)!r}: {error}. Make the folder "
                 "writable once, or run `csCreateTrainIdLabelImgs` of cityscapesscripts as its "

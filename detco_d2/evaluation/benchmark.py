@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import replacing
+
 # What the tables show of each kind of result, in this order.
 METRICS: dict[str, tuple[str, ...]] = {
     "bbox": ("AP", "AP50", "AP75"),
@@ -93,8 +95,8 @@ def with_seed(names: Iterable[str], seed: int) -> tuple[str, ...]:
     return tuple(re.sub(r"_seed0(?=@|$)", f"_seed{seed}", name) for name in names)
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Write down what a cell's folder holds, or make sure that it holds just that.
+def check_claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Make sure that a cell's folder was not begun as something else.
 
     Args:
         folder: of the cell.
@@ -105,8 +107,6 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     """
     file = folder / "cell.json"
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(identity, indent=1))
         return
     before = json.loads(file.read_text())
     changed = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
@@ -118,6 +118,14 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             f"{str(folder)!r} was begun with other settings:\n{lines}\nGive another --output, or "
             "remove that folder to run it anew."
         )
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Begin a cell's folder, or go on in it; see :func:`check_claim`."""
+    check_claim(folder, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "cell.json") as file:
+        file.write_text(json.dumps(identity, indent=1))
 
 
 def read_result(cell: Cell, output: Path) -> dict[str, Any]:

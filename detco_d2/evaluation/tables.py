@@ -2,7 +2,6 @@
 
 import csv
 import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from ..files import replacing
 from .benchmark import METRICS, Task, difference, show, summarise
 
 KIND_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "sem_seg": "semantic"}
@@ -198,13 +198,6 @@ def draw_curves(path: Path, results: Sequence[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write at once, so that shards which report at the same time leave a whole file."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def write_report(
     output: Path,
     tasks: Sequence[Task],
@@ -220,15 +213,18 @@ def write_report(
     """
     summary = summarise(results)
     content = {"command": options["command"], "summary": summary, "runs": list(results)}
-    _replace(output / "results.json", json.dumps(content, indent=1))
+    with replacing(output / "results.json") as file:
+        file.write_text(json.dumps(content, indent=1))
     lines = ["task,init,seed,status,kind,metric,percent"]
     for r in results:
         cell = f"{r['task']},{r['init']},{r['seed']},{r['status']}"
         values = [(k, m, v) for k, row in r["metrics"].items() for m, v in row.items()]
         lines += [f"{cell},{k},{m},{v:.4f}" for k, m, v in values] or [f"{cell},,,"]
-    _replace(output / "results.csv", "\n".join(lines) + "\n")
+    with replacing(output / "results.csv") as file:
+        file.write_text("\n".join(lines) + "\n")
     text = markdown(tasks, results, **options)
-    _replace(output / "results.md", text)
+    with replacing(output / "results.md") as file:
+        file.write_text(text)
     if any(row for inits in summary.values() for row in inits.values()):
         draw_bars(output / "bars.png", summary)
     if any(result["curve"] for result in results):

@@ -9,6 +9,7 @@ import pytest
 from detco_d2.evaluation.benchmark import (
     Cell,
     Task,
+    check_claim,
     claim,
     difference,
     mean_and_std,
@@ -88,9 +89,15 @@ def test_every_seed_draws_its_own_subset():
 def test_a_folder_of_other_settings_is_refused_by_what_differs(tmp_path):
     claim(tmp_path / "cell", {"SOLVER.MAX_ITER": 100, "weights": "a"})
     claim(tmp_path / "cell", {"SOLVER.MAX_ITER": 100, "weights": "a"})
-    with pytest.raises(ValueError, match=r"SOLVER.MAX_ITER: 100 there, 200 now") as error:
-        claim(tmp_path / "cell", {"SOLVER.MAX_ITER": 200, "weights": "a"})
-    assert "weights" not in str(error.value)
+    for begin in (check_claim, claim):
+        with pytest.raises(ValueError, match=r"SOLVER.MAX_ITER: 100 there, 200 now") as error:
+            begin(tmp_path / "cell", {"SOLVER.MAX_ITER": 200, "weights": "a"})
+        assert "weights" not in str(error.value)
+
+
+def test_checking_a_folder_does_not_begin_it(tmp_path):
+    check_claim(tmp_path / "cell", {"weights": "a"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cell_is_done_when_its_results_are_there(half_run):
