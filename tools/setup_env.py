@@ -28,7 +28,8 @@ UPSTREAM_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 INDEX_COPY = "detectron2-cdo==0.5"
 
 # The versions that were tested together.
-TORCH = ["torch==2.15.0", "torchvision==0.29.2"]
+# A pair: torchvision pins its torch. The range lets a machine that caps torch keep its cap.
+TORCH = ["torch>=2.14.1,<2.16", "torchvision>=0.29.1,<0.30"]
 BUILD = ["setuptools<81", "wheel", "ninja"]
 TOOLS = ["pytest==9.2.0", "ruff==0.17.6", "mypy==2.4.1"]
 # Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own.
