@@ -174,7 +174,7 @@ def test_all_files_say_the_same(half_run):
     assert {"DetCo", "39.5000", "AP"} <= {v for row in done for v in row.values()}
     for name in ("bars.png", "curves.png"):
         assert (output / name).read_bytes()[:4] == b"\x89PNG"
-    assert not list(output.glob("*.part"))
+    assert not list(output.glob(".*"))  # nothing half-written stays
 
 
 def test_a_report_of_nothing_is_a_report(tmp_path):
