@@ -17,9 +17,8 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2 import add_detco_config
 from detco_d2.config import check_detco_config
-from detco_d2.data.datasets import prepare_datasets
 from detco_d2.engine.launch import adapt_to_machine, launch
-from detco_d2.engine.pretrain import PretrainTrainer
+from detco_d2.engine.pretrain import PretrainTrainer, check_images
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -54,7 +53,7 @@ if __name__ == "__main__":
     if arguments.eval_only:
         sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
     try:
-        prepare_datasets(read_config(arguments).DATASETS.TRAIN, [])
-    except (ValueError, FileNotFoundError) as error:
+        check_images(read_config(arguments).DATASETS.TRAIN)
+    except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"pretrain_net: {error}")
     launch(main, arguments)

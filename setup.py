@@ -18,7 +18,10 @@ setup(
     python_requires=">=3.10",
     # Detectron2 is on no package index under its own name: tools/setup_env.py installs it.
     install_requires=["torch", "torchvision", "fvcore", "pycocotools", "opencv-python"],
-    # What Detectron2's Cityscapes loader and evaluators import.
-    extras_require={"cityscapes": ["cityscapesscripts", "shapely"]},
+    # What Detectron2's Cityscapes loader and evaluators import; the reader of tar shards.
+    extras_require={
+        "cityscapes": ["cityscapesscripts", "shapely"],
+        "shards": ["webdataset"],
+    },
     package_data={"detco_d2.evaluation": ["published.csv"]},
 )

@@ -50,6 +50,14 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.MODEL.DETCO.TEMPERATURE = 0.2
     # Shuffle the key images over the processes, so that BN statistics do not leak (MoCo, 3.3).
     cfg.MODEL.DETCO.SHUFFLE_BN = True
+    # Speed, with the same numbers up to rounding; off for comparisons. The backbone's memory
+    # format, the losses in one pass over each queue, the moving average in one call.
+    cfg.MODEL.DETCO.CHANNELS_LAST = True
+    cfg.MODEL.DETCO.FUSED_LOSS = True
+    cfg.MODEL.DETCO.FUSED_EMA = True
+    # Parts of the backbone (stem, res2, ...) that drop their activations and compute them again
+    # in the backward pass: less memory, more time, the same numbers.
+    cfg.MODEL.DETCO.CHECKPOINT_STAGES = []
 
     cfg.INPUT.DETCO = CfgNode()
     # Side of the global views in pixels, and the share of the image area that a crop covers.
@@ -72,9 +80,24 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.INPUT.DETCO.RANDAUGMENT_OPS = 0
     cfg.INPUT.DETCO.RANDAUGMENT_MAGNITUDE = 9
 
+    # How the views are made. "exact": on the CPU, within one grey level of "pil", the plain chain
+    # of torchvision and Pillow that it replaces. "fast": on the CPU by OpenCV, with one colour
+    # matrix a view and bilinear sampling without antialiasing. "device": the same, but the colours,
+    # the blur and the jigsaw are left to the training device, batched.
+    cfg.INPUT.DETCO.AUGMENTATION = "exact"
+
     # Length of pretraining in epochs; above 0 it replaces SOLVER.MAX_ITER by
     # MAX_EPOCHS * (number of images // IMS_PER_BATCH).
     cfg.SOLVER.MAX_EPOCHS = 0
+
+    # Parts into which a process cuts its share of the batch, one after the other on the device:
+    # 1/n of the memory. All parts meet the same queues and momentum encoder; batch norm sees
+    # the images of one part.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # The batch that BASE_LR is meant for; above 0 the rate is scaled by IMS_PER_BATCH / this.
+    cfg.SOLVER.LR_REFERENCE_BATCH = 0
+    # Torch's fused SGD in pretraining; the same numbers up to rounding.
+    cfg.SOLVER.FUSED_SGD = True
 
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
@@ -149,6 +172,12 @@ def check_detco_config(cfg: CfgNode) -> None:
         "INPUT.DETCO.LOCAL_SIZE, PATCH_SIZE",
         (views.LOCAL_SIZE, views.PATCH_SIZE),
         "a multiple of 3, and a patch no larger than a third of it (255 and 64 in the paper)",
+    )
+    _require(
+        views.AUGMENTATION in ("pil", "exact", "fast", "device"),
+        "INPUT.DETCO.AUGMENTATION",
+        views.AUGMENTATION,
+        '"pil", "exact", "fast" or "device"',
     )
     for key in ("GLOBAL_SCALE", "LOCAL_SCALE"):
         low, high = views[key]

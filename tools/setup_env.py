@@ -34,7 +34,7 @@ BUILD = ["setuptools<81", "wheel", "ninja"]
 TOOLS = ["pytest==9.2.0", "ruff==0.17.6", "mypy==2.4.1"]
 # Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own.
 CITYSCAPES = ["cityscapesscripts==2.3.0", "pyquaternion==0.9.9", "shapely>=2,<3"]
-COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3"]
+COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3", "webdataset<2"]
 FOR_UPSTREAM = ["numpy>=2,<2.6", "Pillow>=10,<14", "opencv-python>=4.8,<6", "pycocotools<2.1"]
 FOR_INDEX_COPY = [
     *["numpy==1.23.5", "Pillow==9.5.0", "matplotlib<3.9", "opencv-python<4.12"],

@@ -6,7 +6,7 @@ number of processes and workers, so resuming needs no state but the iteration.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,11 @@ from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 
 from ..compat import build_train_loader
+
+
+def pack_images(images: list[dict[str, Any]]) -> DatasetFromList:
+    """Serialise data-set dicts into one array, which forked workers share and never copy."""
+    return DatasetFromList(images, copy=False)
 
 
 class StreamSampler(torch.utils.data.Sampler):
@@ -32,15 +37,15 @@ class StreamDataset(torch.utils.data.Dataset):
     """Maps a stream position to a sample; shuffles anew in every epoch."""
 
     def __init__(
-        self, images: list[dict[str, Any]], mapper: Callable[[Any], Any], seed: int
+        self, images: Sequence[dict[str, Any]], mapper: Callable[[Any], Any], seed: int
     ) -> None:
         """
         Args:
-            images: Detectron2 data-set dicts, held serialised so that workers share the memory.
+            images: Detectron2 data-set dicts; see :func:`pack_images`.
             mapper: makes a sample of one of them, with randomness from torch's generator only.
             seed: the same on all processes.
         """
-        self.images = DatasetFromList(images, copy=False)
+        self.images = images
         self.mapper = mapper
         self.seed = seed
         self._order: tuple[int, torch.Tensor] | None = None
@@ -75,7 +80,7 @@ def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def build_pretrain_loader(
-    images: list[dict[str, Any]],
+    images: Sequence[dict[str, Any]],
     mapper: Callable[[Any], Any],
     *,
     total_batch_size: int,
@@ -87,7 +92,7 @@ def build_pretrain_loader(
     """An endless loader of this process's share of each batch.
 
     Args:
-        images: Detectron2 data-set dicts.
+        images: Detectron2 data-set dicts, packed by :func:`pack_images` if there are many.
         mapper: a :class:`DetCoDatasetMapper`, or anything that returns a dict of tensors.
         total_batch_size: images in a batch over all processes.
         num_workers: loader processes of this training process.

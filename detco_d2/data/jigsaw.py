@@ -43,3 +43,26 @@ def cut_jigsaw(
         y, x = cell // GRID * side + dy, cell % GRID * side + dx
         patches.append(crop[:, y : y + patch_size, x : x + patch_size])
     return torch.stack(patches)
+
+
+def cut_jigsaw_batch(
+    crops: torch.Tensor, patch_size: int, cells: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """:func:`cut_jigsaw` for N crops at once, on any device.
+
+    Args:
+        crops: of shape (N, 3, S, S).
+        patch_size: p, in pixels.
+        cells: of shape (N, 9).
+        offsets: of shape (N, 9, 2).
+
+    Returns:
+        of shape (N, 9, 3, p, p).
+    """
+    side = crops.shape[-1] // GRID
+    inside = torch.arange(patch_size, device=crops.device)
+    rows = (cells // GRID * side + offsets[..., 0])[..., None] + inside
+    columns = (cells % GRID * side + offsets[..., 1])[..., None] + inside
+    images = torch.arange(len(crops), device=crops.device).view(-1, 1, 1, 1)
+    patches = crops[images, :, rows[..., :, None], columns[..., None, :]]
+    return patches.permute(0, 1, 4, 2, 3)

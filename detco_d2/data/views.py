@@ -1,10 +1,43 @@
 """The random transforms of the global and the local view (paper section 3.4, MoCo v2)."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
+from torchvision.transforms import functional as TF
+
+from .photometric import Photometric
+
+RATIO = (3 / 4, 4 / 3)  # width / height of a random crop
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How one kind of view is drawn.
+
+    Attributes:
+        size: side of the result in pixels.
+        scale: share of the image's area that the random crop covers.
+        flip_prob, color_jitter, color_jitter_prob, grayscale_prob, blur_prob, blur_sigma: the
+            photometric set of MoCo v2 (jitter as brightness, contrast, saturation, hue).
+        randaugment_ops, randaugment_magnitude: RandAugment before the colour jitter; 0 is none.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    flip_prob: float
+    color_jitter: tuple[float, float, float, float]
+    color_jitter_prob: float
+    grayscale_prob: float
+    blur_prob: float
+    blur_sigma: tuple[float, float]
+    randaugment_ops: int = 0
+    randaugment_magnitude: int = 9
 
 
 class PilGaussianBlur:
@@ -18,40 +51,114 @@ class PilGaussianBlur:
         return image.filter(ImageFilter.GaussianBlur(radius=sigma))
 
 
-def build_view_transform(
-    *,
-    size: int,
-    scale: tuple[float, float],
-    flip_prob: float,
-    color_jitter: tuple[float, float, float, float],
-    color_jitter_prob: float,
-    grayscale_prob: float,
-    blur_prob: float,
-    blur_sigma: tuple[float, float],
-    randaugment_ops: int = 0,
-    randaugment_magnitude: int = 9,
-) -> Callable[[Image.Image], Image.Image]:
-    """The chain that makes one square view of an image; all draws come from torch's generator.
-
-    Args:
-        size: side of the result in pixels.
-        scale: share of the image's area that the random crop covers.
-        flip_prob, color_jitter, color_jitter_prob, grayscale_prob, blur_prob, blur_sigma: the
-            photometric set of MoCo v2 (jitter as brightness, contrast, saturation, hue).
-        randaugment_ops, randaugment_magnitude: RandAugment before the colour jitter; 0 is none.
+def build_view_transform(settings: ViewSettings) -> Callable[[Image.Image], Image.Image]:
+    """The plain chain of torchvision on Pillow images, which defines what a view is.
 
     Returns:
-        a function from an RGB image to an RGB image of size x size pixels.
+        a function from an RGB image to an RGB image of size x size pixels; all draws come from
+        torch's generator.
     """
+    bilinear = T.InterpolationMode.BILINEAR
     steps: list[Callable] = [
-        T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BILINEAR),
-        T.RandomHorizontalFlip(flip_prob),
+        T.RandomResizedCrop(settings.size, settings.scale, RATIO, interpolation=bilinear),
+        T.RandomHorizontalFlip(settings.flip_prob),
     ]
-    if randaugment_ops:
-        steps.append(T.RandAugment(randaugment_ops, randaugment_magnitude))
+    if settings.randaugment_ops:
+        steps.append(T.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude))
     steps += [
-        T.RandomApply([T.ColorJitter(*color_jitter)], p=color_jitter_prob),
-        T.RandomGrayscale(grayscale_prob),
-        T.RandomApply([PilGaussianBlur(blur_sigma)], p=blur_prob),
+        T.RandomApply([T.ColorJitter(*settings.color_jitter)], p=settings.color_jitter_prob),
+        T.RandomGrayscale(settings.grayscale_prob),
+        T.RandomApply([PilGaussianBlur(settings.blur_sigma)], p=settings.blur_prob),
     ]
     return T.Compose(steps)
+
+
+def _happens(probability: float) -> bool:
+    return torch.rand(1).item() < probability
+
+
+class ViewDraw:
+    """Draws what :func:`build_view_transform` draws from the same state of torch's generator."""
+
+    def __init__(self, settings: ViewSettings) -> None:
+        self.settings = settings
+        self.jitter = T.ColorJitter(*settings.color_jitter)
+        self.randaugment = T.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude)
+
+    def crop_exact(self, image: Image.Image) -> Image.Image:
+        """Crop, flip and RandAugment, to size x size pixels, as the plain chain does."""
+        box = T.RandomResizedCrop.get_params(image, list(self.settings.scale), list(RATIO))
+        size = [self.settings.size, self.settings.size]
+        view = TF.resized_crop(image, *box, size, T.InterpolationMode.BILINEAR)
+        if _happens(self.settings.flip_prob):
+            view = TF.hflip(view)
+        return self.randaugment(view) if self.settings.randaugment_ops else view
+
+    def crop_fast(self, pyramid: "Pyramid") -> np.ndarray:
+        """The same on a pyramid, of shape (size, size, 3)."""
+        settings = self.settings
+        box = T.RandomResizedCrop.get_params(pyramid.image, list(settings.scale), list(RATIO))
+        view = pyramid.crop(box, settings.size)
+        if _happens(settings.flip_prob):
+            view = cv2.flip(view, 1)
+        if settings.randaugment_ops:
+            view = np.asarray(self.randaugment(Image.fromarray(view)))
+        return view
+
+    def photometric(self) -> Photometric:
+        """The rest of the chain's draws, to be called after one of the crops."""
+        settings, jitter = self.settings, ()
+        if _happens(settings.color_jitter_prob):
+            order, *factors = T.ColorJitter.get_params(
+                self.jitter.brightness,
+                self.jitter.contrast,
+                self.jitter.saturation,
+                self.jitter.hue,
+            )
+            named = list(zip(("brightness", "contrast", "saturation", "hue"), factors))
+            jitter = tuple(named[i] for i in order.tolist() if named[i][1] is not None)
+        grayscale = _happens(settings.grayscale_prob)
+        blurred = _happens(settings.blur_prob)
+        sigma = torch.empty(()).uniform_(*settings.blur_sigma).item() if blurred else 0.0
+        return Photometric(jitter, grayscale, sigma)
+
+
+class Pyramid:
+    """An image and its halves, so that bilinear sampling without antialiasing is good enough."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.levels = [np.asarray(image)]
+
+    def crop(self, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+        """Resize a part of the image.
+
+        Args:
+            box: top, left, height and width in pixels.
+            size: side of the result, in pixels.
+
+        Returns:
+            of shape (size, size, 3), sampled from the smallest level that has as many pixels.
+        """
+        level = max(0, int(math.log2(max(1.0, min(box[2:]) / size))))
+        while len(self.levels) <= level:
+            height, width = (side // 2 for side in self.levels[-1].shape[:2])
+            half = cv2.resize(self.levels[-1], (width, height), interpolation=cv2.INTER_AREA)
+            self.levels.append(half)
+        top, left, height, width = (side >> level for side in box)
+        part = self.levels[level][top : top + height, left : left + width]
+        return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def safe_reduction(width: int, height: int, settings: list[ViewSettings]) -> int:
+    """The power of two by which an image may be decoded smaller unseen.
+
+    Every crop that the settings allow keeps at least as many pixels a side as its view has.
+    """
+    reduction = 8  # what JPEG offers at most
+    for view in settings:
+        shortest = math.sqrt(view.scale[0] * width * height * RATIO[0])
+        shortest = min(shortest, width, height)
+        while reduction > 1 and shortest / reduction < view.size:
+            reduction //= 2
+    return reduction

@@ -1,17 +1,20 @@
 """The pretraining trainer."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 
-from ..data.build import build_pretrain_loader
-from ..data.datasets import load_images
+from ..data.build import build_pretrain_loader, pack_images
+from ..data.datasets import load_images, prepare_datasets
 from ..data.mapper import DetCoDatasetMapper
+from ..data.shards import build_shard_loader, find_shards, is_shard_name, list_shards
 from .hooks import ThroughputHook
+from .step import PretrainStep
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -19,8 +22,23 @@ logger = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 3
 
 
+def check_images(names: Sequence[str]) -> None:
+    """Refuse a DATASETS.TRAIN that names what is not there, before any process starts.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: see :func:`list_shards` and
+            :func:`prepare_datasets`.
+    """
+    if any(is_shard_name(name) for name in names):
+        list_shards(names)
+    else:
+        prepare_datasets(names, [])
+
+
 def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     """A copy of the config whose SOLVER.MAX_ITER follows SOLVER.MAX_EPOCHS, if that is set.
+
+    Likewise SOLVER.BASE_LR follows the batch, if SOLVER.LR_REFERENCE_BATCH is set.
 
     Raises:
         ValueError: a batch larger than the data.
@@ -44,8 +62,25 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     if cfg.SOLVER.MAX_EPOCHS > 0:
         cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_EPOCHS * (num_images // batch)
         logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER)
+    if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
+        rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
+        logger.info(
+            "SOLVER.BASE_LR: %g is for a batch of %d; for %d it is %g",
+            *(cfg.SOLVER.BASE_LR, cfg.SOLVER.LR_REFERENCE_BATCH, batch, rate),
+        )
+        cfg.SOLVER.BASE_LR = rate
     cfg.freeze()
     return cfg
+
+
+def merge_param_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join parameter groups of equal settings, in order: one fused update for all of them."""
+    merged: dict[tuple, dict[str, Any]] = {}
+    for group in groups:
+        settings = {name: value for name, value in group.items() if name != "params"}
+        key = tuple(sorted(settings.items()))
+        merged.setdefault(key, {**settings, "params": []})["params"] += group["params"]
+    return list(merged.values())
 
 
 class PretrainTrainer(Trainer):
@@ -57,19 +92,49 @@ class PretrainTrainer(Trainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.images = load_images(cfg.DATASETS.TRAIN)
+        self.images: Any
+        self.from_shards = any(is_shard_name(name) for name in cfg.DATASETS.TRAIN)
+        if self.from_shards:
+            self.images = find_shards(cfg.DATASETS.TRAIN)
+            num_images = sum(shard.num_images for shard in self.images)
+        else:
+            self.images = pack_images(load_images(cfg.DATASETS.TRAIN))
+            num_images = len(self.images)
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        super().__init__(with_schedule(cfg, len(self.images)))
+        self.mapper = DetCoDatasetMapper(cfg)
+        processes, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATION_STEPS
+        if parts < 1 or cfg.SOLVER.IMS_PER_BATCH % (processes * parts):
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
+                f"of {parts} SOLVER.ACCUMULATION_STEPS each cannot share equally; make it a "
+                f"multiple of {processes * max(parts, 1)}, and the steps at least 1."
+            )
+        super().__init__(with_schedule(cfg, num_images))
 
     @classmethod
     def uses_bfloat16(cls, cfg: CfgNode) -> bool:
         return cfg.SOLVER.AMP.ENABLED
 
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
+        """SGD as Detectron2 builds it, with one group for all parameters of equal settings."""
+        optimizer = super().build_optimizer(cfg, model)
+        optimizer.param_groups = merge_param_groups(optimizer.param_groups)
+        if cfg.SOLVER.FUSED_SGD:
+            for group in optimizer.param_groups:
+                group.update(fused=True, foreach=False)
+        return optimizer
+
+    def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
+        parts = cfg.SOLVER.ACCUMULATION_STEPS
+        return PretrainStep(model, loader, optimizer, parts, self.mapper.finish)
+
     def build_train_loader(self, cfg: CfgNode) -> Iterator[Any]:
         """A generator, so that the workers start at the first step, where a resume has set it."""
-        yield from build_pretrain_loader(
+        build = build_shard_loader if self.from_shards else build_pretrain_loader
+        yield from build(
             self.images,
-            DetCoDatasetMapper(cfg),
+            self.mapper,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=self.data_seed,

@@ -15,9 +15,9 @@ from torch import nn
 
 from ..compat import current_event_storage
 from ..config import FAMILIES, check_detco_config, required_views
-from .distributed import batch_permutation, concat_all_gather, own_rows
-from .encoder import Encoder, ProjectionHead
-from .losses import embedding_spread, info_nce
+from .distributed import RowExchange, batch_permutation, concat_all_gather, own_rows
+from .encoder import Encoder, ProjectionHead, checkpoint_activations
+from .losses import MIN_FUSED_TEMPERATURE, embedding_spread, fused_info_nce, info_nce
 from .queue import KeyQueue
 
 
@@ -46,6 +46,9 @@ class DetCo(nn.Module):
         shuffle_bn: bool,
         pixel_mean: list[float],
         pixel_std: list[float],
+        fused_loss: bool = True,
+        fused_ema: bool = True,
+        checkpoint_stages: list[str] | None = None,
     ) -> None:
         """
         Args:
@@ -58,10 +61,13 @@ class DetCo(nn.Module):
             temperature: tau.
             shuffle_bn: shuffle the key images over the processes.
             pixel_mean, pixel_std: of the three channels, on the scale 0..255.
+            fused_loss, fused_ema: off, the same numbers come from the plain formulas.
+            checkpoint_stages: see :func:`checkpoint_activations`; of the query encoder.
         """
         super().__init__()
         self.query_encoder = query_encoder
         self.key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
+        checkpoint_activations(query_encoder.backbone, checkpoint_stages or [])
         # DDP wants a gradient for every trainable parameter: heads that only keys use get none.
         query_views = {FAMILIES[family][0] for family in families}
         query_encoder.global_heads.requires_grad_("global" in query_views)
@@ -69,12 +75,18 @@ class DetCo(nn.Module):
         self.families = families
         self.stage_weights = stage_weights
         self.views = required_views(families)
-        key_views = sorted({FAMILIES[family][1] for family in families})
-        self.queue_names = [(view, stage) for view in key_views for stage in stage_weights]
+        self.key_views = sorted({FAMILIES[family][1] for family in families})
+        self.queue_names = [(view, stage) for view in self.key_views for stage in stage_weights]
         self.queue = KeyQueue(len(self.queue_names), queue_length, embed_dim)
         self.momentum = momentum
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
+        self.fused_loss = fused_loss and temperature >= MIN_FUSED_TEMPERATURE
+        self.fused_ema = fused_ema
+        # walking over modules for them takes longer than a GPU takes for the average
+        self._ema_keys: list[torch.Tensor] = list(self.key_encoder.parameters())
+        self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
+        self._waiting_keys: list[torch.Tensor] = []
         shape = (-1, 1, 1)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(shape), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(shape), persistent=False)
@@ -110,6 +122,7 @@ class DetCo(nn.Module):
             list(node.STAGES),
             heads(node.GLOBAL_HIDDEN_DIMS, 1) if has_global else {},
             heads(node.LOCAL_HIDDEN_DIMS, 9) if has_local else {},
+            channels_last=node.CHANNELS_LAST,
         )
         return {
             "query_encoder": encoder,
@@ -122,15 +135,24 @@ class DetCo(nn.Module):
             "shuffle_bn": node.SHUFFLE_BN,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "fused_loss": node.FUSED_LOSS,
+            "fused_ema": node.FUSED_EMA,
+            "checkpoint_stages": list(node.CHECKPOINT_STAGES),
         }
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """One training step's losses; also moves the momentum encoder and fills the queues.
+    def forward(
+        self, batch: dict[str, Any], begins_step: bool = True, ends_step: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """The losses of one training step, or of a part of one.
+
+        The momentum encoder moves when a step begins and the queues take its keys when it ends, so
+        that all parts of an accumulated step meet the same momentum encoder and negatives.
 
         Args:
             batch: uint8 tensors `global_query` and `global_key` of shape (N, 3, S, S),
                 `local_query` and `local_key` of shape (N, 9, 3, p, p); only those that
                 :attr:`views` names are read.
+            begins_step, ends_step: whether this is the first, and the last, part of the step.
 
         Returns:
             `loss_{family}_{stage}`: w_i times the family's InfoNCE at stage i, scalars.
@@ -145,13 +167,19 @@ class DetCo(nn.Module):
             )
         device = self.pixel_mean.device
         views = {name: batch[name].to(device, non_blocking=True) for name in self.views}
-        self._update_momentum_encoder()
-        own_keys, all_keys = self._encode_keys(views)
+        if begins_step:
+            self._waiting_keys.clear()
+            self._update_momentum_encoder()
+        order, exchange = self._start_shuffle(views)
         queries = self.query_encoder(
             self._normalise(views.get("global_query")), self._normalise(views.get("local_query"))
         )
+        own_keys, all_keys = self._encode_keys(views, order, exchange)
         losses = self._compute_losses(queries, own_keys)
-        self.queue.enqueue(all_keys)
+        self._waiting_keys.append(all_keys)
+        if ends_step:
+            self.queue.enqueue(torch.cat(self._waiting_keys, dim=1))
+            self._waiting_keys.clear()
         return losses
 
     def _normalise(self, images: torch.Tensor | None) -> torch.Tensor | None:
@@ -160,69 +188,113 @@ class DetCo(nn.Module):
     @torch.no_grad()
     def _update_momentum_encoder(self) -> None:
         """theta_k <- m theta_k + (1 - m) theta_q, parameters only (MoCo eq. 2)."""
-        torch._foreach_lerp_(
-            list(self.key_encoder.parameters()),
-            list(self.query_encoder.parameters()),
-            1.0 - self.momentum,
-        )
+        if self.fused_ema:
+            torch._foreach_lerp_(self._ema_keys, self._ema_queries, 1.0 - self.momentum)
+            return
+        for key, query in zip(self._ema_keys, self._ema_queries):
+            key.copy_(key * self.momentum + query * (1.0 - self.momentum))
+
+    def _start_shuffle(
+        self, views: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor | None, RowExchange | None]:
+        """Send the key images to where their batch statistics are taken (MoCo, 3.3).
+
+        An image's global view and its nine patches travel together, as the bytes that they are,
+        while the query encoder works.
+        """
+        if not self.shuffle_bn or comm.get_world_size() == 1:
+            return None, None
+        keys = [views[f"{view}_key"] for view in self.key_views]
+        size = len(keys[0]) * comm.get_world_size()
+        order = batch_permutation(size, seed=int(self.queue.num_enqueued))
+        return order, RowExchange(torch.cat([view.flatten(1) for view in keys], dim=1), order)
 
     @torch.no_grad()
     def _encode_keys(
-        self, views: dict[str, torch.Tensor]
-    ) -> tuple[dict[tuple[str, str], torch.Tensor], torch.Tensor]:
-        """Keys of this process by queue, each (N, D), and of all processes, (Q, B, D).
+        self,
+        views: dict[str, torch.Tensor],
+        order: torch.Tensor | None,
+        exchange: RowExchange | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys of this process, of shape (Q, N, D), and of all processes, (Q, B, D).
 
-        An image's global view and its nine patches are shuffled together. The embeddings of all
-        queues cross the network in one gather, and are un-shuffled after it.
+        The embeddings of all queues cross the network in one gather, and are un-shuffled after it.
         """
-        inputs = [views.get("global_key"), views.get("local_key")]
-        shuffle = self.shuffle_bn and comm.get_world_size() > 1
-        if shuffle:
-            gathered = [None if view is None else concat_all_gather(view) for view in inputs]
-            size = next(len(view) for view in gathered if view is not None)
-            order = batch_permutation(size, seed=int(self.queue.num_enqueued))
-            mine = own_rows(order).to(self.pixel_mean.device)
-            inputs = [None if view is None else view[mine] for view in gathered]
-        embeddings = self.key_encoder(*(self._normalise(view) for view in inputs))
-        keys = torch.stack([embeddings[name] for name in self.queue_names])
-        keys = concat_all_gather(keys, dim=1)
-        if shuffle:
-            keys = keys[:, torch.argsort(order).to(keys.device)]
-        return dict(zip(self.queue_names, own_rows(keys, dim=1))), keys
+        keys = {view: views[f"{view}_key"] for view in self.key_views}
+        if exchange is not None:
+            sizes = [key[0].numel() for key in keys.values()]
+            parts = exchange.wait().split(sizes, dim=1)
+            keys = {name: part.view_as(keys[name]) for name, part in zip(keys, parts)}
+        embeddings = self.key_encoder(*(self._normalise(keys.get(v)) for v in ("global", "local")))
+        all_keys = torch.stack([embeddings[name] for name in self.queue_names])
+        all_keys = concat_all_gather(all_keys, dim=1)
+        if order is not None:
+            all_keys = all_keys[:, torch.argsort(order).to(all_keys.device)]
+        return own_rows(all_keys, dim=1), all_keys
 
     def _compute_losses(
-        self,
-        queries: dict[tuple[str, str], torch.Tensor],
-        keys: dict[tuple[str, str], torch.Tensor],
+        self, queries: dict[tuple[str, str], torch.Tensor], keys: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        # The queue changes in place before backward, which still needs these negatives.
-        queue = dict(zip(self.queue_names, self.queue.features.clone()))
-        losses, watched = {}, {}
+        compute = self._fused_losses if self.fused_loss else self._plain_losses
         with torch.autocast(self.pixel_mean.device.type, enabled=False):
-            for family in self.families:
-                query_view, key_view = FAMILIES[family]
-                for stage, weight in self.stage_weights.items():
-                    loss, top1 = info_nce(
-                        queries[query_view, stage],
-                        keys[key_view, stage],
-                        queue[key_view, stage],
-                        self.temperature,
-                    )
-                    losses[f"loss_{family}_{stage}"] = weight * loss
-                    watched[f"info_nce/{family}_{stage}"] = loss.detach()
-                    watched[f"top1/{family}_{stage}"] = top1
-            for (view, stage), embedding in queries.items():
-                watched[f"spread/{view}_{stage}"] = embedding_spread(embedding)
-        self._record(watched)
-        return losses
+            names, info_nces, top1s = compute(queries, keys)
+            spreads = embedding_spread(torch.stack(list(queries.values())))
+        watched = [f"info_nce/{family}_{stage}" for family, stage in names]
+        watched += [f"top1/{family}_{stage}" for family, stage in names]
+        watched += [f"spread/{view}_{stage}" for view, stage in queries]
+        self._record(watched, torch.cat([info_nces.detach(), top1s, spreads]))
+        return {
+            f"loss_{family}_{stage}": self.stage_weights[stage] * loss
+            for (family, stage), loss in zip(names, info_nces)
+        }
 
-    def _record(self, watched: dict[str, torch.Tensor]) -> None:
+    def _fused_losses(
+        self, queries: dict[tuple[str, str], torch.Tensor], keys: torch.Tensor
+    ) -> tuple[list[tuple[str, str]], torch.Tensor, torch.Tensor]:
+        """The families and stages, with their InfoNCE and top-1 share, in one pass a queue."""
+        names, losses, top1s = [], [], []
+        count = len(self.stage_weights)
+        for i, key_view in enumerate(self.key_views):
+            families = [f for f in self.families if FAMILIES[f][1] == key_view]
+            query_SND = torch.stack(
+                [
+                    torch.cat([queries[FAMILIES[family][0], stage] for family in families])
+                    for stage in self.stage_weights
+                ]
+            )
+            queues = slice(i * count, (i + 1) * count)
+            key_SND = keys[queues].repeat(1, len(families), 1)
+            loss, nearest = fused_info_nce(
+                query_SND, key_SND, self.queue.features[queues], self.temperature
+            )
+            by_family = (count, len(families), -1)
+            losses.append(loss.view(by_family).mean(dim=2).flatten())
+            top1s.append(nearest.view(by_family).to(loss.dtype).mean(dim=2).flatten())
+            names += [(family, stage) for stage in self.stage_weights for family in families]
+        return names, torch.cat(losses), torch.cat(top1s)
+
+    def _plain_losses(
+        self, queries: dict[tuple[str, str], torch.Tensor], keys: torch.Tensor
+    ) -> tuple[list[tuple[str, str]], torch.Tensor, torch.Tensor]:
+        """The same by concatenated logits, a term at a time."""
+        # The queue changes in place before backward, which still needs these negatives.
+        queues = self.queue.features.clone()
+        names = [(family, stage) for family in self.families for stage in self.stage_weights]
+        results = []
+        for family, stage in names:
+            query_view, key_view = FAMILIES[family]
+            i = self.queue_names.index((key_view, stage))
+            results.append(
+                info_nce(queries[query_view, stage], keys[i], queues[i], self.temperature)
+            )
+        losses, top1s = zip(*results)
+        return names, torch.stack(losses), torch.stack(top1s)
+
+    def _record(self, names: list[str], values: torch.Tensor) -> None:
         """Put scalars into the event storage, with one transfer from the device."""
         storage = current_event_storage()
-        if storage is None:
-            return
-        values = torch.stack([value.float() for value in watched.values()]).tolist()
-        storage.put_scalars(**dict(zip(watched, values)))
+        if storage is not None:
+            storage.put_scalars(**dict(zip(names, values.tolist())))
 
 
 def _without_idle_stages(cfg: CfgNode) -> CfgNode:

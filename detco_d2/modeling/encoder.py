@@ -3,9 +3,15 @@
 # Shape shorthand in this module:
 #   N: images, C: channels of a stage, D: embedding dimension, p: patch side
 
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 _HEAD_NORMS = {"": None, "BN": nn.BatchNorm1d, "SyncBN": nn.SyncBatchNorm, "LN": nn.LayerNorm}
 
@@ -49,6 +55,7 @@ class Encoder(nn.Module):
         stages: list[str],
         global_heads: dict[str, ProjectionHead],
         local_heads: dict[str, ProjectionHead],
+        channels_last: bool = False,
     ) -> None:
         """
         Args:
@@ -56,9 +63,11 @@ class Encoder(nn.Module):
             stages: names of the outputs under contrast.
             global_heads: a head of C inputs a stage; empty when no family reads global views.
             local_heads: a head of 9C inputs a stage; empty when no family reads local views.
+            channels_last: the backbone's memory format; the same numbers, faster convolutions.
         """
         super().__init__()
-        self.backbone = backbone
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = backbone.to(memory_format=self.memory_format)
         self.stages = stages
         self.global_heads = nn.ModuleDict(global_heads)
         self.local_heads = nn.ModuleDict(local_heads)
@@ -90,5 +99,57 @@ class Encoder(nn.Module):
 
     def _pooled_stages(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Global average pool of each stage: {stage: (N, C)}."""
-        features = self.backbone(images)
+        features = self.backbone(images.contiguous(memory_format=self.memory_format))
         return {stage: features[stage].mean(dim=(2, 3)) for stage in self.stages}
+
+
+def checkpoint_activations(backbone: nn.Module, stages: list[str]) -> None:
+    """Let stages of a backbone drop their activations, and compute them again in the backward pass.
+
+    Costs a second forward pass of those stages; losses, gradients and running statistics stay the
+    same.
+
+    Args:
+        backbone: changed in place.
+        stages: names of its direct children, such as stem, res2.
+
+    Raises:
+        ValueError: no such child.
+    """
+    children = dict(backbone.named_children())
+    unknown = [name for name in stages if name not in children]
+    if unknown:
+        raise ValueError(
+            f"MODEL.DETCO.CHECKPOINT_STAGES names {unknown}; the backbone has {list(children)}."
+        )
+    for name in stages:
+        # bound again by a deepcopy, which a closure would not be
+        stage: Any = children[name]
+        stage.forward = types.MethodType(_checkpointed_forward, stage)
+
+
+def _checkpointed_forward(stage: Any, images: torch.Tensor) -> torch.Tensor:
+    if not torch.is_grad_enabled():
+        return type(stage).forward(stage, images)
+    return checkpoint(
+        type(stage).forward,
+        stage,
+        images,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _norms_left_alone(stage)),
+    )
+
+
+@contextlib.contextmanager
+def _norms_left_alone(module: nn.Module) -> Iterator[None]:
+    """Keep batch norms from counting a batch twice: the second pass leaves their statistics."""
+    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        # Detectron2's naive SyncBN knows only the momentum
+        norm.track_running_stats, norm.momentum = False, 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before):
+            norm.track_running_stats, norm.momentum = True, momentum

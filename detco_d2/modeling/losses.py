@@ -1,10 +1,18 @@
 """InfoNCE and the numbers that tell whether it learns."""
 
 # Shape shorthand in this module:
-#   N: images, D: embedding dimension, K: negatives
+#   S: queues (stages), N: queries of a queue, D: embedding dimension, K: negatives
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+# Keys that one pass holds the similarities of: the block stays in a core's cache, and on a GPU
+# of batch 256 it takes some 70 MB.
+_BLOCK = 8192
+# Below it e^{(s - 1) / t} may vanish in float32 for every similarity s of a row.
+MIN_FUSED_TEMPERATURE = 0.025
 
 
 def info_nce(
@@ -32,16 +40,82 @@ def info_nce(
     return F.cross_entropy(logits, target), top1
 
 
-def embedding_spread(embedding_ND: torch.Tensor) -> torch.Tensor:
+class _FusedInfoNCE(torch.autograd.Function):
+    """Walks once over the queue and keeps the gradient of the queries, nothing of size N x K.
+
+    With unit vectors no logit exceeds 1 / t, so that the softmax needs no running maximum, and
+    d loss / d q = (sum_n p_n n - (1 - p_k) k) / t adds up along with the normaliser.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_SND: torch.Tensor,
+        key_SND: torch.Tensor,
+        queue_SKD: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        query_SND, top = query_SND / temperature, 1 / temperature
+        positive_SN = (query_SND * key_SND).sum(dim=2)
+        total_SN = torch.exp(positive_SN - top)
+        mean_SND = key_SND * total_SN[..., None]
+        positive_weight_SN, nearest_SN = total_SN.clone(), torch.zeros_like(total_SN)
+        query_SDN = query_SND.transpose(1, 2)
+        for block_SBD in queue_SKD.split(_BLOCK, dim=1):
+            weight_SBN = torch.bmm(block_SBD, query_SDN).sub_(top).exp_()
+            total_SN += weight_SBN.sum(dim=1)
+            mean_SND.baddbmm_(weight_SBN.transpose(1, 2), block_SBD)
+            nearest_SN = torch.maximum(nearest_SN, _column_maximum(weight_SBN))
+        loss_SN = top + total_SN.log() - positive_SN
+        ctx.save_for_backward((mean_SND / total_SN[..., None] - key_SND) / temperature)
+        is_nearest_SN = positive_weight_SN >= nearest_SN
+        ctx.mark_non_differentiable(is_nearest_SN)
+        return loss_SN, is_nearest_SN
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (slope_SND,) = ctx.saved_tensors
+        return grads[0][..., None] * slope_SND, None, None, None
+
+
+def _column_maximum(weight_SBN: torch.Tensor, fold: int = 64) -> torch.Tensor:
+    """The maximum over dimension 1; folding makes rows wide enough for vector instructions."""
+    stages, block, queries = weight_SBN.shape
+    if block % fold:
+        return weight_SBN.amax(dim=1)
+    folded = weight_SBN.view(stages, block // fold, fold * queries).amax(dim=1)
+    return folded.view(stages, fold, queries).amax(dim=1)
+
+
+def fused_info_nce(
+    query_SND: torch.Tensor, key_SND: torch.Tensor, queue_SKD: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`info_nce` of S queues at once, in one pass over each and without its logits.
+
+    The queue may change before the backward pass, which does not read it again.
+
+    Args:
+        query_SND: L2-normalised queries, of shape (S, N, D).
+        key_SND: L2-normalised positive keys, of shape (S, N, D).
+        queue_SKD: L2-normalised negatives, of shape (S, K, D).
+        temperature: at least `MIN_FUSED_TEMPERATURE`.
+
+    Returns:
+        the loss of each query, and whether its positive is the nearest key, both (S, N).
+    """
+    return _FusedInfoNCE.apply(query_SND, key_SND, queue_SKD, temperature)
+
+
+def embedding_spread(embedding: torch.Tensor) -> torch.Tensor:
     """How far L2-normalised embeddings spread: sqrt(D) times the mean deviation a dimension.
 
     1 for embeddings uniform on the sphere, 0 when all are the same (a collapse); NaN for N = 1.
 
     Args:
-        embedding_ND: of shape (N, D).
+        embedding: of shape (..., N, D).
 
     Returns:
-        a scalar without gradient.
+        of shape (...), without gradient.
     """
-    deviation_D = embedding_ND.detach().std(dim=0)
-    return deviation_D.mean() * embedding_ND.shape[1] ** 0.5
+    deviation = embedding.detach().std(dim=-2)
+    return deviation.mean(dim=-1) * embedding.shape[-1] ** 0.5
