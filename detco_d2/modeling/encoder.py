@@ -144,12 +144,12 @@ def _checkpointed_forward(stage: Any, images: torch.Tensor) -> torch.Tensor:
 def _norms_left_alone(module: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a batch twice: the second pass leaves their statistics."""
     norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    before = [norm.momentum for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        # Detectron2's naive SyncBN knows only the momentum
-        norm.track_running_stats, norm.momentum = False, 0.0
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, before):
-            norm.track_running_stats, norm.momentum = True, momentum
+        for norm, (momentum, num_batches) in zip(norms, before):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches)

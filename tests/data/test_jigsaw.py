@@ -2,7 +2,7 @@
 
 import torch
 
-from detco_d2.data.jigsaw import cut_jigsaw, draw_jigsaw
+from detco_d2.data.jigsaw import cut_jigsaw, cut_jigsaw_batch, draw_jigsaw
 
 
 def coordinates(size):
@@ -35,3 +35,12 @@ def test_offsets_differ_between_the_patches_of_an_image():
     torch.manual_seed(0)
     _, offsets = draw_jigsaw(255, 64)
     assert len({tuple(o) for o in offsets.tolist()}) > 4
+
+
+def test_a_batch_is_cut_like_each_of_its_crops():
+    torch.manual_seed(0)
+    crops = torch.randint(0, 256, (5, 3, 63, 63), dtype=torch.uint8)
+    draws = [draw_jigsaw(63, 16) for _ in crops]
+    cells, offsets = (torch.stack(values) for values in zip(*draws))
+    expected = [cut_jigsaw(crop, 16, *draw) for crop, draw in zip(crops, draws)]
+    assert torch.equal(cut_jigsaw_batch(crops, 16, cells, offsets), torch.stack(expected))

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from detco_d2.modeling import distributed
 
-from ..conftest import ROOT, TINY, tiny_config
+from ..conftest import ROOT, TINY, make_batch, tiny_config
 from .worker import NORM_FREE, run
 
 
@@ -58,6 +58,26 @@ def test_losses_and_queues_are_those_of_one_process_on_the_joined_batch(ranks):
             mean = (ranks[0]["losses"][step][name] + ranks[1]["losses"][step][name]) / 2
             assert mean == pytest.approx(value, rel=1e-6), (step, name)
     assert torch.allclose(ranks[0]["exact_queue"], model.queue.features, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_travel_to_the_process_that_the_permutation_names(ranks):
+    everything = torch.cat([torch.arange(8).view(4, 2) + 10 * rank for rank in range(2)])
+    order = ranks[0]["order"]
+    assert {int(i) // 4 for i in order[:4]} == {0, 1}  # or no row would have to travel
+    joined = torch.cat([rank["exchanged"] for rank in ranks])
+    assert torch.equal(joined, everything[order])
+
+
+def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(*NORM_FREE)).double().train()
+    sum(model(make_batch(4)).values()).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    for rank in ranks:
+        assert torch.allclose(rank["accumulated"], gradient, rtol=1e-6, atol=1e-9)
+        same_keys = torch.tensor([0, 2, 1, 3])  # the first parts of both come before the second
+        kept = model.queue.features[:, same_keys]
+        assert torch.allclose(rank["accumulated_queue"][:, :4], kept, rtol=1e-6, atol=1e-9)
 
 
 def test_the_shuffle_is_a_permutation_that_changes_with_the_step():

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from detco_d2.compat import create_local_process_group
+from detco_d2.modeling.distributed import RowExchange, batch_permutation
 from tests.conftest import make_batch, tiny_config
 
 NORM_FREE = [  # group norm in backbone: nothing depends on who shares a batch
@@ -26,6 +27,16 @@ def run(model: torch.nn.Module, steps: int, part: slice) -> list[dict[str, float
         optimizer.step()
         losses_of_steps.append({name: loss.item() for name, loss in losses.items()})
     return losses_of_steps
+
+
+def accumulate(model: torch.nn.Module, own: slice) -> torch.Tensor:
+    """The gradient of one step over both halves of this process's images, one after the other."""
+    batch = {name: view[own] for name, view in make_batch(4).items()}
+    first, second = ({name: view[i : i + 1] for name, view in batch.items()} for i in (0, 1))
+    with model.no_sync():
+        (sum(model(first, begins_step=True, ends_step=False).values()) / 2).backward()
+    (sum(model(second, begins_step=False, ends_step=True).values()) / 2).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
 def main(output: str, broadcast_buffers: bool) -> None:
@@ -50,6 +61,15 @@ def main(output: str, broadcast_buffers: bool) -> None:
     wrapped = create_ddp_model(exact, broadcast_buffers=broadcast_buffers, device_ids=None)
     result["losses"] = run(wrapped, 3, own)
     result["exact_queue"] = exact.queue.features
+
+    rows = torch.arange(8).view(4, 2) + 10 * rank
+    order = batch_permutation(8, seed=3)
+    result["exchanged"], result["order"] = RowExchange(rows, order).wait(), order
+
+    torch.manual_seed(0)
+    parts = build_model(tiny_config(*NORM_FREE)).double().train()
+    result["accumulated"] = accumulate(create_ddp_model(parts, device_ids=None), own)
+    result["accumulated_queue"] = parts.queue.features
     torch.save(result, f"{output}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -4,13 +4,15 @@ import json
 import logging
 import math
 import os
+import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 
 from detco_d2.data.synthetic import register_scenes
-from detco_d2.engine.pretrain import PretrainTrainer, with_schedule
+from detco_d2.engine.pretrain import PretrainTrainer, check_images, with_schedule
 
 from ..conftest import tiny_config
 
@@ -126,6 +128,107 @@ def test_a_queue_longer_than_half_the_data_is_warned_of(caplog):
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="IMS_PER_BATCH is 4, but DATASETS.TRAIN has 3 images"):
         with_schedule(tiny_config(), 3)
+
+
+def test_the_learning_rate_follows_the_batch_only_when_asked_and_says_so(caplog):
+    batch = ["SOLVER.IMS_PER_BATCH", 8]
+    assert with_schedule(tiny_config(*batch), 30).SOLVER.BASE_LR == 0.03
+    with caplog.at_level(logging.INFO):
+        cfg = with_schedule(tiny_config(*batch, "SOLVER.LR_REFERENCE_BATCH", 256), 30)
+    assert cfg.SOLVER.BASE_LR == pytest.approx(0.03 * 8 / 256)
+    assert "0.03 is for a batch of 256; for 8 it is 0.0009375" in caplog.text
+
+
+def test_parameters_of_equal_settings_share_one_fused_group(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 1)
+    assert len(trainer.optimizer.param_groups) == 1
+    assert trainer.optimizer.param_groups[0]["fused"] is True
+    settings = ["SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.FUSED_SGD", False]
+    groups = make_trainer(scenes, tmp_path, 1, *settings).optimizer.param_groups
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 1e-4]
+    assert not any(group.get("fused") for group in groups)
+
+
+def test_fused_and_plain_sgd_make_the_same_steps(scenes, tmp_path):
+    models = []
+    for fused in (True, False):
+        trainer = make_trainer(scenes, tmp_path / str(fused), 1, "SOLVER.FUSED_SGD", fused)
+        trainer.train()
+        models.append(trainer.model.state_dict())
+    for name, tensor in models[1].items():
+        assert torch.allclose(models[0][name], tensor, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("augmentation", ["fast", "device"])
+def test_an_accumulated_run_resumes_exactly_in_every_augmentation(scenes, tmp_path, augmentation):
+    settings = ["INPUT.DETCO.AUGMENTATION", augmentation, "SOLVER.ACCUMULATION_STEPS", 2]
+    straight = make_trainer(scenes, tmp_path / "straight", 4, *settings)
+    straight.train()
+    first = make_trainer(scenes, tmp_path / "resumed", 4, *settings)
+    first.max_iter = 2
+    first.train()
+    second = make_trainer(scenes, tmp_path / "resumed", 4, *settings)
+    second.resume_or_load(resume=True)
+    second.train()
+    assert_same_state(straight.model.state_dict(), second.model.state_dict())
+    assert second.model.queue.num_enqueued == 16  # four batches of four, not eight
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_batch_that_cannot_be_cut_is_refused(scenes, tmp_path, steps):
+    with pytest.raises(ValueError, match=f"of {steps} SOLVER.ACCUMULATION_STEPS"):
+        make_trainer(scenes, tmp_path, 1, "SOLVER.ACCUMULATION_STEPS", steps)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_the_update(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 1)
+    before = trainer.model.query_encoder.backbone.res5[0].conv1.weight.clone()
+    with torch.no_grad():
+        trainer.model.queue.features.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="at iteration 0"):
+        trainer.train()
+    assert torch.equal(trainer.model.query_encoder.backbone.res5[0].conv1.weight, before)
+
+
+def write_shards(folder, images, shards):
+    """Cut the images of a folder into so many tar files."""
+    files = sorted(images.glob("*.*g"))
+    for i in range(shards):
+        with tarfile.open(folder / f"part-{i:03d}.tar", "w") as tar:
+            for file in files[i::shards]:
+                tar.add(file, arcname=file.name)
+    return len(files)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pretraining_reads_tar_shards_and_resumes_exactly(scenes, tmp_path, workers):
+    pytest.importorskip("webdataset")
+    images = next(path for path in Path(scenes, "train").rglob("*.*g")).parent
+    count = write_shards(tmp_path, images, 4)
+    settings = ["DATALOADER.NUM_WORKERS", workers]
+
+    def trainer(name):
+        shards = ("DATASETS.TRAIN", (f"{tmp_path}/part-{{000..003}}.tar",))
+        return make_trainer(scenes, tmp_path / name, 5, *settings, *shards)
+
+    straight = trainer("straight")
+    assert sum(shard.num_images for shard in straight.images) == count
+    straight.train()
+    first = trainer("resumed")
+    first.max_iter = 3
+    first.train()
+    second = trainer("resumed")
+    second.resume_or_load(resume=True)
+    second.train()
+    assert_same_state(straight.model.state_dict(), second.model.state_dict())
+
+
+def test_shards_and_folders_together_are_refused_before_any_process_starts(tmp_path):
+    pytest.importorskip("webdataset")
+    with pytest.raises(ValueError, match="on shards alone or on data sets"):
+        check_images((str(tmp_path / "a.tar"), str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match="1 of 1 tar shards"):
+        check_images((str(tmp_path / "a.tar"),))
 
 
 def test_pretraining_can_start_from_a_backbone(scenes, tmp_path):
