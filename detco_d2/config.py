@@ -98,6 +98,8 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LR_REFERENCE_BATCH = 0
     # Torch's fused SGD in pretraining; the same numbers up to rounding.
     cfg.SOLVER.FUSED_SGD = True
+    # On the CPU: the process keeps the memory that a step frees, for the next one.
+    cfg.SOLVER.KEEP_FREED_MEMORY = True
 
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.

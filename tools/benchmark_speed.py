@@ -32,7 +32,7 @@ from detco_d2.config import check_detco_config, required_views
 from detco_d2.data.build import build_pretrain_loader
 from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.engine.launch import adapt_to_machine, launch
+from detco_d2.engine.launch import adapt_to_machine, keep_freed_memory, launch
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.step import PretrainStep
 from detco_d2.modeling.distributed import RowExchange, batch_permutation, concat_all_gather
@@ -260,6 +260,8 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     device = torch.cuda.get_device_name() if args.num_gpus else f"{torch.get_num_threads()} threads"
     say(f"{args.config_file}, torch {torch.__version__}, {device}, {comm.get_world_size()} process")
+    if not args.num_gpus and cfg.SOLVER.KEEP_FREED_MEMORY:
+        keep_freed_memory()
     if not args.data_only:
         measure_steps(args, cfg, Clock(args.repeats, synchronise))
     if args.images and comm.is_main_process():
@@ -279,7 +281,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dist-url", default=f"tcp://127.0.0.1:{2**14 + os.getpid() % 2**14}")
     parser.add_argument("--plain", action="store_true", help="also time the plain path")
     parser.add_argument("--switches", action="store_true", help="also time each switch turned off")
-    parser.add_argument("--against", nargs="*", help="config files whose step is timed as well")
+    parser.add_argument("--against", action="append", help="a config whose step is timed as well")
     parser.add_argument("--images", help="a folder or data set: also time views and loaders")
     parser.add_argument("--num-images", type=int, default=64, help="of them")
     parser.add_argument("--data-only", action="store_true")

@@ -1,6 +1,7 @@
 """Start processes: Detectron2's launcher, torchrun, or this very process."""
 
 import argparse
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -80,6 +81,21 @@ def _replace_sync_bn(node: CfgNode, replacement: str) -> None:
         elif value == "SyncBN":
             node[key] = replacement
             logger.info("On the CPU: a SyncBN is replaced by %s.", replacement)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step to take.
+
+    The C library gives large blocks back at once, and taking them again costs a page fault for
+    every 4 KiB: a tenth of a step on the CPU. Does nothing where that library is not glibc.
+    """
+    trim_threshold, mmap_max = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:

@@ -14,6 +14,7 @@ from ..data.datasets import load_images, prepare_datasets
 from ..data.mapper import DetCoDatasetMapper
 from ..data.shards import build_shard_loader, find_shards, is_shard_name, list_shards
 from .hooks import ThroughputHook
+from .launch import keep_freed_memory
 from .step import PretrainStep
 from .trainer import Trainer
 
@@ -102,6 +103,8 @@ class PretrainTrainer(Trainer):
             num_images = len(self.images)
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
+        if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.KEEP_FREED_MEMORY:
+            keep_freed_memory()
         processes, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATION_STEPS
         if parts < 1 or cfg.SOLVER.IMS_PER_BATCH % (processes * parts):
             raise ValueError(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 # Keys that one pass holds the similarities of: the block stays in a core's cache, and on a GPU
 # of batch 256 it takes some 70 MB.
 _BLOCK = 8192
-# Below it e^{(s - 1) / t} may vanish in float32 for every similarity s of a row.
+# e^(1 / t) is 2e17 here: it and its sums are far from float32's limits, so nothing is subtracted.
 MIN_FUSED_TEMPERATURE = 0.025
 
 
@@ -43,7 +43,7 @@ def info_nce(
 class _FusedInfoNCE(torch.autograd.Function):
     """Walks once over the queue and keeps the gradient of the queries, nothing of size N x K.
 
-    With unit vectors no logit exceeds 1 / t, so that the softmax needs no running maximum, and
+    With unit vectors no logit exceeds 1 / t, so that the softmax needs no maximum, and
     d loss / d q = (sum_n p_n n - (1 - p_k) k) / t adds up along with the normaliser.
     """
 
@@ -55,18 +55,18 @@ class _FusedInfoNCE(torch.autograd.Function):
         queue_SKD: torch.Tensor,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query_SND, top = query_SND / temperature, 1 / temperature
+        query_SND = query_SND / temperature
         positive_SN = (query_SND * key_SND).sum(dim=2)
-        total_SN = torch.exp(positive_SN - top)
+        total_SN = positive_SN.exp()
         mean_SND = key_SND * total_SN[..., None]
         positive_weight_SN, nearest_SN = total_SN.clone(), torch.zeros_like(total_SN)
         query_SDN = query_SND.transpose(1, 2)
         for block_SBD in queue_SKD.split(_BLOCK, dim=1):
-            weight_SBN = torch.bmm(block_SBD, query_SDN).sub_(top).exp_()
+            weight_SBN = torch.bmm(block_SBD, query_SDN).exp_()
             total_SN += weight_SBN.sum(dim=1)
             mean_SND.baddbmm_(weight_SBN.transpose(1, 2), block_SBD)
             nearest_SN = torch.maximum(nearest_SN, _column_maximum(weight_SBN))
-        loss_SN = top + total_SN.log() - positive_SN
+        loss_SN = total_SN.log() - positive_SN
         ctx.save_for_backward((mean_SND / total_SN[..., None] - key_SND) / temperature)
         is_nearest_SN = positive_weight_SN >= nearest_SN
         ctx.mark_non_differentiable(is_nearest_SN)

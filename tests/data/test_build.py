@@ -1,12 +1,18 @@
 """The stream of positions: complete epochs, independent of processes, workers and resumes."""
 
 import itertools
+import os
 
 import pytest
 import torch
 from detectron2.utils import comm
 
-from detco_d2.data.build import StreamDataset, StreamSampler, build_pretrain_loader
+from detco_d2.data.build import (
+    StreamDataset,
+    StreamSampler,
+    build_pretrain_loader,
+    pack_images,
+)
 
 IMAGES = [{"file_name": f"{i}.jpg"} for i in range(10)]
 
@@ -67,3 +73,22 @@ def test_the_process_random_state_is_left_alone():
     torch.manual_seed(0)
     StreamDataset(IMAGES, draw, seed=5)[12]
     assert torch.equal(torch.rand(3), expected)
+
+
+def private_memory(dataset_dict):
+    """Bytes that the calling process shares with no other."""
+    with open("/proc/self/smaps_rollup") as file:
+        fields = dict(line.split(":") for line in file if line.startswith("Private"))
+    total = sum(int(field.split()[0]) for field in fields.values()) * 1024
+    return {"file_name": "", "view": torch.tensor(total)}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux only")
+def test_a_worker_does_not_grow_with_the_images_it_has_read():
+    """A list of dicts would: reading one writes its reference count, and copies its page."""
+    images = pack_images([{"file_name": f"{i:050d}.jpg"} for i in range(300_000)])
+    loader = build_pretrain_loader(
+        images, private_memory, total_batch_size=50, num_workers=1, seed=0
+    )
+    memory = [batch["view"].max().item() for batch in itertools.islice(iter(loader), 140)]
+    assert memory[-1] - memory[20] < 3 * 2**20  # 6000 reads of 4 KiB pages would be 23 MiB
