@@ -139,9 +139,10 @@ def choose_source() -> tuple[str, str, str]:
 
 
 def install_index_copy(python: str) -> None:
-    # pip refuses this file for an extra that is a URL; uv, told to skip the C++ build, takes it.
+    # pip refuses this file for an extra that is a URL; uv, told to skip the C++ build, takes it,
+    # and like pip it shall trust whom the machine trusts.
     run(
-        *[python, "-m", "uv", "pip", "install", "--python", python, "--no-deps"],
+        *[python, "-m", "uv", "--system-certs", "pip", "install", "--python", python, "--no-deps"],
         *["--no-build-isolation", "--config-setting=--global-option=build_py"],
         *["--config-setting=--build-option=--skip-build", INDEX_COPY],
     )
