@@ -33,7 +33,7 @@ def rows(output, title):
     lines = output[output.index(title) :].split("\n\n")[0].splitlines()[2:]
     table = {}
     for line in lines:
-        if line[:34].strip() and len(line.split()) > 3 and line[34:45].strip():
+        if not line.startswith("peak memory"):
             median, _, rate, ratio = map(float, line[34:].split())
             table[line[:34].strip()] = (median, rate, ratio)
     return table
