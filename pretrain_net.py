@@ -10,22 +10,18 @@ import os
 import sys
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detco_d2 import add_detco_config
-from detco_d2.config import check_detco_config
+from detco_d2.config import check_detco_config, load_config
 from detco_d2.engine.launch import adapt_to_machine, launch
 from detco_d2.engine.pretrain import PretrainTrainer, check_images
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     check_detco_config(cfg)
     return cfg
 

@@ -11,13 +11,12 @@ import os
 import sys
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detco_d2 import add_detco_config
-from detco_d2.config import apply_supervised_baseline
+from detco_d2.config import apply_supervised_baseline, load_config
 from detco_d2.data.datasets import prepare_datasets, register_by_name
 from detco_d2.engine.launch import adapt_to_machine, launch
 from detco_d2.engine.transfer import TransferTrainer, evaluate
@@ -25,10 +24,7 @@ from detco_d2.files import replacing
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     apply_supervised_baseline(cfg)
     return cfg
 

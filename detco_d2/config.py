@@ -1,6 +1,9 @@
 """Every configuration key of the project, its meaning, and what it may be."""
 
-from detectron2.config import CfgNode
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
 
 from .checkpoint.input_spec import MSRA_SPEC
 
@@ -90,20 +93,30 @@ def add_detco_config(cfg: CfgNode) -> None:
     # MAX_EPOCHS * (number of images // IMS_PER_BATCH).
     cfg.SOLVER.MAX_EPOCHS = 0
 
-    # Parts into which a process cuts its share of the batch, one after the other on the device:
-    # 1/n of the memory. All parts meet the same queues and momentum encoder; batch norm sees
-    # the images of one part.
+    # In pretraining: parts into which a process cuts its share of the batch, one after the other
+    # on the device, for 1/n of the memory. All parts meet the same queues and momentum encoder;
+    # batch norm sees the images of one part.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
-    # The batch that BASE_LR is meant for; above 0 the rate is scaled by IMS_PER_BATCH / this.
+    # In pretraining: the batch that BASE_LR is meant for; above 0 the rate is scaled by
+    # IMS_PER_BATCH / this.
     cfg.SOLVER.LR_REFERENCE_BATCH = 0
     # Torch's fused SGD in pretraining; the same numbers up to rounding.
     cfg.SOLVER.FUSED_SGD = True
-    # On the CPU: the process keeps the memory that a step frees, for the next one.
+    # In pretraining on the CPU: the process keeps the memory that a step frees, for the next one.
     cfg.SOLVER.KEEP_FREED_MEMORY = True
 
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
     cfg.MODEL.SUPERVISED_BASELINE = False
+
+
+def load_config(file: str, settings: Sequence[Any] = ()) -> CfgNode:
+    """Detectron2's defaults and ours, under a config file, under KEY VALUE pairs."""
+    cfg = get_cfg()
+    add_detco_config(cfg)
+    cfg.merge_from_file(file)
+    cfg.merge_from_list(list(settings))
+    return cfg
 
 
 _SUPERVISED_WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -28,15 +28,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from detco_d2 import add_detco_config
 from detco_d2.checkpoint.handover import input_spec_of
 from detco_d2.checkpoint.input_spec import MSRA_SPEC
-from detco_d2.config import apply_supervised_baseline
+from detco_d2.config import apply_supervised_baseline, load_config
 from detco_d2.data.datasets import prepare_datasets
 from detco_d2.evaluation.benchmark import (
     Cell,
@@ -120,10 +119,7 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     """
     path = args.init[cell.init]
     settings = [*cell.task.settings, *init_settings(path), *args.opts, "SEED", str(cell.seed)]
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    cfg.merge_from_file(cell.task.config)
-    cfg.merge_from_list(settings)
+    cfg = load_config(cell.task.config, settings)
     period = -(-cfg.SOLVER.MAX_ITER // args.evaluations)
     more = ["DATASETS.TRAIN", repr(with_seed(cfg.DATASETS.TRAIN, cell.seed))]
     more += ["TEST.EVAL_PERIOD", str(period)]

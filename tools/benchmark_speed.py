@@ -11,6 +11,7 @@ step. A trace opens in chrome://tracing or ui.perfetto.dev.
 """
 
 import argparse
+import io
 import itertools
 import os
 import resource
@@ -22,14 +23,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from PIL import Image
 
-from detco_d2 import add_detco_config
-from detco_d2.config import check_detco_config, required_views
-from detco_d2.data.build import build_pretrain_loader
+from detco_d2.config import check_detco_config, load_config, required_views
+from detco_d2.data.build import build_pretrain_loader, collate_views
 from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.engine.launch import adapt_to_machine, keep_freed_memory, launch
@@ -90,10 +91,11 @@ class Case:
     def __init__(self, cfg: CfgNode, batch_size: int) -> None:
         torch.manual_seed(0)
         views, self.batch = cfg.INPUT.DETCO, {}
-        sides = {"global": (3, views.GLOBAL_SIZE), "local": (9, 3, views.PATCH_SIZE)}
+        large, small = views.GLOBAL_SIZE, views.PATCH_SIZE
+        shapes = {"global": (3, large, large), "local": (9, 3, small, small)}
         for name in required_views(cfg.MODEL.DETCO.FAMILIES):
-            *shape, side = (batch_size, *sides[name.split("_")[0]], sides[name.split("_")[0]][-1])
-            pixels = torch.randint(0, 256, (*shape, side), dtype=torch.uint8)
+            shape = (batch_size, *shapes[name.split("_")[0]])
+            pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
             self.batch[name] = pixels.to(cfg.MODEL.DEVICE)
         self.model: Any = PretrainTrainer.build_model(cfg).train()
         self.optimizer = PretrainTrainer.build_optimizer(cfg, self.model)
@@ -188,6 +190,8 @@ def measure_steps(args: argparse.Namespace, cfg: CfgNode, clock: Clock) -> None:
     say(f"peak memory after one step: {peak:.2f} GiB")
 
     parts = case.parts()
+    mapper, batch = augmentation_batch(cfg, args.batch)
+    parts["augment on the device"] = lambda: mapper.finish(batch, torch.device(cfg.MODEL.DEVICE))
     if plain is not None:
         for name in ("losses forward + backward", "momentum encoder", "optimiser"):
             parts[f"plain {name}"] = plain.parts()[name]
@@ -200,6 +204,15 @@ def measure_steps(args: argparse.Namespace, cfg: CfgNode, clock: Clock) -> None:
             case.step()
         if comm.is_main_process():
             profile.export_chrome_trace(args.trace)
+
+
+def augmentation_batch(cfg: CfgNode, batch_size: int) -> tuple[DetCoDatasetMapper, dict[str, Any]]:
+    """What a loader gives with INPUT.DETCO.AUGMENTATION "device", and the mapper to finish it."""
+    mapper = DetCoDatasetMapper(changed(cfg, ["INPUT.DETCO.AUGMENTATION", "device"]))
+    content = io.BytesIO()
+    Image.effect_noise((640, 480), 50).convert("RGB").save(content, "JPEG")
+    image = {"file_name": "noise.jpg", "image_bytes": content.getvalue()}
+    return mapper, collate_views([mapper(image) for _ in range(batch_size)])
 
 
 def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -239,10 +252,7 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 
 def read_config(args: argparse.Namespace, file: str) -> CfgNode:
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    cfg.merge_from_file(file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(file, args.opts)
     check_detco_config(cfg)
     adapt_to_machine(cfg, args.num_gpus)
     return cfg

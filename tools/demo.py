@@ -22,14 +22,14 @@ from typing import Any
 import detectron2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
-import detco_d2
 from detco_d2.checkpoint.handover import check_complete, load_backbone, save_backbone
+from detco_d2.config import load_config
 from detco_d2.data.build import build_pretrain_loader
 from detco_d2.data.datasets import (
     load_images,
@@ -53,11 +53,9 @@ ROOT = Path(__file__).resolve().parent.parent
 logger = logging.getLogger("detco_d2.demo")
 
 
-def load_config(file: str, num_gpus: int, **settings: Any) -> CfgNode:
-    cfg = get_cfg()
-    detco_d2.add_detco_config(cfg)
-    cfg.merge_from_file(str(ROOT / "configs" / "demo" / file))
-    cfg.merge_from_list([item for pair in settings.items() for item in pair])
+def demo_config(file: str, num_gpus: int, **settings: Any) -> CfgNode:
+    pairs = [item for pair in settings.items() for item in pair]
+    cfg = load_config(str(ROOT / "configs" / "demo" / file), pairs)
     adapt_to_machine(cfg, num_gpus)
     return cfg
 
@@ -92,7 +90,7 @@ def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, 
         settings["SOLVER.MAX_ITER"] = args.pretrain_iters
     if args.queue_length:
         settings["MODEL.DETCO.QUEUE_LENGTH"] = args.queue_length
-    cfg = load_config("detco_R_18.yaml", args.num_gpus, **settings)
+    cfg = demo_config("detco_R_18.yaml", args.num_gpus, **settings)
     if not args.queue_length:
         half = len(load_images(names)) // 2
         cfg.MODEL.DETCO.QUEUE_LENGTH = min(cfg.MODEL.DETCO.QUEUE_LENGTH, half)
@@ -113,7 +111,7 @@ def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, 
 def finetune(
     args: argparse.Namespace, train: str, test: str, init: str, weights: str, seed: int
 ) -> tuple[dict[str, Any], TransferTrainer]:
-    cfg = load_config("faster_rcnn_R_18_FPN.yaml", args.num_gpus)
+    cfg = demo_config("faster_rcnn_R_18_FPN.yaml", args.num_gpus)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (test,)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(_classes(train))
     cfg.MODEL.WEIGHTS, cfg.SEED = weights, seed

@@ -16,10 +16,24 @@ from detectron2.utils import comm
 
 from ..compat import build_train_loader
 
+_ORDER, _VIEWS = 0, 1  # kinds of draws; shards.py has 2 to 4
+
 
 def pack_images(images: list[dict[str, Any]]) -> DatasetFromList:
     """Serialise data-set dicts into one array, which forked workers share and never copy."""
     return DatasetFromList(images, copy=False)
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed of several numbers: that of the run, the kind of draw, and which of these draws."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def map_seeded(mapper: Callable[[Any], Any], item: Any, seed: int) -> Any:
+    """Call a mapper with torch's generator seeded, and leave that generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return mapper(item)
 
 
 class StreamSampler(torch.utils.data.Sampler):
@@ -57,17 +71,13 @@ class StreamDataset(torch.utils.data.Dataset):
         """The index of the image at a stream position."""
         epoch, offset = divmod(position, len(self))
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self._mix(epoch, stream=0))
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, _ORDER, epoch))
             self._order = (epoch, torch.randperm(len(self), generator=generator))
         return int(self._order[1][offset])
 
     def __getitem__(self, position: int) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self._mix(position, stream=1))
-            return self.mapper(self.images[self.index_at(position)])
-
-    def _mix(self, number: int, stream: int) -> int:
-        return int(np.random.SeedSequence([self.seed, stream, number]).generate_state(1)[0])
+        image = self.images[self.index_at(position)]
+        return map_seeded(self.mapper, image, mix_seed(self.seed, _VIEWS, position))
 
 
 def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,14 +15,13 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.utils import comm
 
-from .build import collate_views
+from .build import collate_views, map_seeded, mix_seed
 from .datasets import IMAGE_EXTENSIONS
 
-_ORDER, _BUFFER, _VIEWS = 2, 3, 4  # random streams; 0 and 1 are those of build.py
+_ORDER, _BUFFER, _VIEWS = 2, 3, 4  # kinds of draws; 0 and 1 are those of build.py
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +168,14 @@ class ShardStream(torch.utils.data.IterableDataset):
                 continue
             for image in self._read(paths, length, epoch, consumer):
                 if number >= delivered:
-                    yield self._map(image, consumer, number)
+                    seed = mix_seed(self.seed, _VIEWS, consumer, number)
+                    yield map_seeded(self.mapper, image, seed)
                 number += 1
 
     def _deal(self, epoch: int, consumer: int) -> tuple[list[str], int]:
         """The shards of a consumer in an epoch, and how many images every consumer takes."""
         shards = list(self.shards)
-        random.Random(_mix(self.seed, _ORDER, epoch)).shuffle(shards)
+        random.Random(mix_seed(self.seed, _ORDER, epoch)).shuffle(shards)
         shares = [shards[c :: self.consumers] for c in range(self.consumers)]
         length = min(sum(shard.num_images for shard in share) for share in shares)
         return [shard.path for shard in shares[consumer]], length
@@ -184,7 +184,7 @@ class ShardStream(torch.utils.data.IterableDataset):
         self, paths: list[str], length: int, epoch: int, consumer: int
     ) -> Iterator[dict[str, Any]]:
         wds = _webdataset()
-        rng = random.Random(_mix(self.seed, _BUFFER, epoch, consumer))
+        rng = random.Random(mix_seed(self.seed, _BUFFER, epoch, consumer))
         images = wds.DataPipeline(
             wds.SimpleShardList(paths),
             wds.tarfile_to_samples(handler=wds.reraise_exception, select_files=_is_image),
@@ -203,11 +203,6 @@ class ShardStream(torch.utils.data.IterableDataset):
                 f"The tar shards {', '.join(paths[:3])} ... ({len(paths)} of them) gave {count} "
                 f"images of the {length} counted at the start; start again if they have changed."
             )
-
-    def _map(self, image: dict[str, Any], consumer: int, number: int) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_mix(self.seed, _VIEWS, consumer, number))
-            return self.mapper(image)
 
 
 def build_shard_loader(
@@ -253,10 +248,6 @@ def _webdataset() -> Any:
     except ImportError as error:
         raise ImportError("Tar shards are read with webdataset: pip install webdataset") from error
     return webdataset
-
-
-def _mix(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _expand(name: str) -> list[str]:

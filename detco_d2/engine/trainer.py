@@ -54,8 +54,6 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> Any:
         model = super().build_model(cfg)
         if cls.uses_bfloat16(cfg):
-            if cfg.MODEL.META_ARCHITECTURE != "DetCo":  # which has a key for it
-                model.to(memory_format=torch.channels_last)
             device_type = torch.device(cfg.MODEL.DEVICE).type
             model.forward = torch.autocast(device_type, torch.bfloat16)(model.forward)
         return model

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.data.detection_utils import build_augmentation
@@ -65,6 +66,13 @@ def build_mapper(cfg: CfgNode) -> DatasetMapper:
 
 class TransferTrainer(Trainer):
     """Fine-tunes a detector or a segmentation network; evaluates on DATASETS.TEST."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> Any:
+        model = super().build_model(cfg)
+        if cls.uses_bfloat16(cfg):
+            model.to(memory_format=torch.channels_last)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

@@ -76,7 +76,9 @@ def test_the_process_random_state_is_left_alone():
 
 
 def private_memory(dataset_dict):
-    """Bytes that the calling process shares with no other."""
+    """Bytes that the calling process shares with no other; 0 but for every 40th file: it is slow."""
+    if int(dataset_dict["file_name"].split(".")[0]) % 40:
+        return {"file_name": "", "view": torch.tensor(0)}
     with open("/proc/self/smaps_rollup") as file:
         fields = dict(line.split(":") for line in file if line.startswith("Private"))
     total = sum(int(field.split()[0]) for field in fields.values()) * 1024
@@ -90,5 +92,6 @@ def test_a_worker_does_not_grow_with_the_images_it_has_read():
     loader = build_pretrain_loader(
         images, private_memory, total_batch_size=50, num_workers=1, seed=0
     )
-    memory = [batch["view"].max().item() for batch in itertools.islice(iter(loader), 140)]
-    assert memory[-1] - memory[20] < 3 * 2**20  # 6000 reads of 4 KiB pages would be 23 MiB
+    highest = (batch["view"].max().item() for batch in itertools.islice(iter(loader), 140))
+    memory = [value for value in highest if value]
+    assert memory[-1] - memory[20] < 3 * 2**20  # 5000 reads of 4 KiB pages would be 20 MiB

@@ -33,22 +33,29 @@ def assert_same_state(ours, theirs):
     assert different == []
 
 
+def straight_and_resumed(make, iterations, stop):
+    """A run of so many iterations, and one with the same schedule that stopped and went on."""
+    straight = make("straight", iterations)
+    straight.train()
+    first = make("resumed", iterations)
+    first.max_iter = stop  # what a crash leaves behind
+    first.train()
+    second = make("resumed", iterations)
+    second.resume_or_load(resume=True)
+    assert second.start_iter == stop
+    second.train()
+    assert_same_state(straight.model.state_dict(), second.model.state_dict())
+    return straight, second
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ten_and_ten_resumed_iterations_equal_twenty_straight(scenes, tmp_path, workers):
     settings = ["DATALOADER.NUM_WORKERS", workers]
-    straight = make_trainer(scenes, tmp_path / "straight", 20, *settings)
-    straight.train()
 
-    # the same schedule of 20, stopped after 10: what a crash leaves behind
-    first = make_trainer(scenes, tmp_path / "resumed", 20, *settings)
-    first.max_iter = 10
-    first.train()
-    second = make_trainer(scenes, tmp_path / "resumed", 20, *settings)
-    second.resume_or_load(resume=True)
-    assert second.start_iter == 10
-    second.train()
+    def make(name, iterations):
+        return make_trainer(scenes, tmp_path / name, iterations, *settings)
 
-    assert_same_state(straight.model.state_dict(), second.model.state_dict())
+    straight, second = straight_and_resumed(make, 20, stop=10)
     momenta = [
         [t.optimizer.state[p]["momentum_buffer"] for p in t.model.parameters() if p.requires_grad]
         for t in (straight, second)
@@ -162,15 +169,11 @@ def test_fused_and_plain_sgd_make_the_same_steps(scenes, tmp_path):
 @pytest.mark.parametrize("augmentation", ["fast", "device"])
 def test_an_accumulated_run_resumes_exactly_in_every_augmentation(scenes, tmp_path, augmentation):
     settings = ["INPUT.DETCO.AUGMENTATION", augmentation, "SOLVER.ACCUMULATION_STEPS", 2]
-    straight = make_trainer(scenes, tmp_path / "straight", 4, *settings)
-    straight.train()
-    first = make_trainer(scenes, tmp_path / "resumed", 4, *settings)
-    first.max_iter = 2
-    first.train()
-    second = make_trainer(scenes, tmp_path / "resumed", 4, *settings)
-    second.resume_or_load(resume=True)
-    second.train()
-    assert_same_state(straight.model.state_dict(), second.model.state_dict())
+
+    def make(name, iterations):
+        return make_trainer(scenes, tmp_path / name, iterations, *settings)
+
+    _, second = straight_and_resumed(make, 4, stop=2)
     assert second.model.queue.num_enqueued == 16  # four batches of four, not eight
 
 
@@ -207,20 +210,12 @@ def test_pretraining_reads_tar_shards_and_resumes_exactly(scenes, tmp_path, work
     count = write_shards(tmp_path, images, 4)
     settings = ["DATALOADER.NUM_WORKERS", workers]
 
-    def trainer(name):
+    def make(name, iterations):
         shards = ("DATASETS.TRAIN", (f"{tmp_path}/part-{{000..003}}.tar",))
-        return make_trainer(scenes, tmp_path / name, 5, *settings, *shards)
+        return make_trainer(scenes, tmp_path / name, iterations, *settings, *shards)
 
-    straight = trainer("straight")
+    straight, _ = straight_and_resumed(make, 5, stop=3)
     assert sum(shard.num_images for shard in straight.images) == count
-    straight.train()
-    first = trainer("resumed")
-    first.max_iter = 3
-    first.train()
-    second = trainer("resumed")
-    second.resume_or_load(resume=True)
-    second.train()
-    assert_same_state(straight.model.state_dict(), second.model.state_dict())
 
 
 def test_shards_and_folders_together_are_refused_before_any_process_starts(tmp_path):
