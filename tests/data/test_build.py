@@ -76,7 +76,7 @@ def test_the_process_random_state_is_left_alone():
 
 
 def private_memory(dataset_dict):
-    """Bytes that the calling process shares with no other; 0 but for every 40th file: it is slow."""
+    """Bytes that the calling process shares with no other; 0 except for every 40th file."""
     if int(dataset_dict["file_name"].split(".")[0]) % 40:
         return {"file_name": "", "view": torch.tensor(0)}
     with open("/proc/self/smaps_rollup") as file:
