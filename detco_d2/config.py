@@ -88,6 +88,12 @@ def add_detco_config(cfg: CfgNode) -> None:
     # matrix a view and bilinear sampling without antialiasing. "device": the same, but the colours,
     # the blur and the jigsaw are left to the training device, batched.
     cfg.INPUT.DETCO.AUGMENTATION = "exact"
+    # Images that are skipped as unreadable: a side of fewer pixels, or more pixels in all (Pillow's
+    # limit against decompression bombs; raise it for larger images that you trust).
+    cfg.INPUT.DETCO.MIN_SIDE = 16
+    cfg.INPUT.DETCO.MAX_PIXELS = 89478485
+    # The share of the images that may be unreadable; beyond it pretraining stops.
+    cfg.DATALOADER.MAX_BAD_FRACTION = 0.05
 
     # Length of pretraining in epochs; above 0 it replaces SOLVER.MAX_ITER by
     # MAX_EPOCHS * (number of images // IMS_PER_BATCH).
@@ -104,6 +110,16 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.SOLVER.FUSED_SGD = True
     # In pretraining on the CPU: the process keeps the memory that a step frees, for the next one.
     cfg.SOLVER.KEEP_FREED_MEMORY = True
+
+    # Newest checkpoints to keep; and in pretraining how many saves in a row may fail (a full disk)
+    # before training stops.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 3
+    cfg.SOLVER.MAX_FAILED_SAVES = 3
+    # In pretraining: steps in a row with a loss, key or gradient that is no number, each of which
+    # is undone, before training stops.
+    cfg.SOLVER.MAX_NONFINITE_STEPS = 10
+    # Seconds that a process waits for the others, or for its loader processes, before the job ends.
+    cfg.SOLVER.COLLECTIVE_TIMEOUT = 600
 
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
@@ -201,3 +217,16 @@ def check_detco_config(cfg: CfgNode) -> None:
         )
     for key in ("COLOR_JITTER_PROB", "GRAYSCALE_PROB", "BLUR_PROB", "FLIP_PROB"):
         _require(0 <= views[key] <= 1, f"INPUT.DETCO.{key}", views[key], "between 0 and 1")
+    share = cfg.DATALOADER.MAX_BAD_FRACTION
+    _require(0 <= share < 1, "DATALOADER.MAX_BAD_FRACTION", share, "at least 0 and below 1")
+    for section, key in (
+        *(("INPUT.DETCO", key) for key in ("MIN_SIDE", "MAX_PIXELS")),
+        *(("SOLVER", key) for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "ACCUMULATION_STEPS")),
+        *(("SOLVER", key) for key in ("KEEP_CHECKPOINTS", "COLLECTIVE_TIMEOUT")),
+    ):
+        value = (views if section == "INPUT.DETCO" else cfg.SOLVER)[key]
+        _require(value >= 1, f"{section}.{key}", value, "at least 1")
+    for key in ("MAX_EPOCHS", "MAX_FAILED_SAVES", "MAX_NONFINITE_STEPS", "BASE_LR"):
+        _require(cfg.SOLVER[key] >= 0, f"SOLVER.{key}", cfg.SOLVER[key], "at least 0")
+    workers = cfg.DATALOADER.NUM_WORKERS
+    _require(workers >= 0, "DATALOADER.NUM_WORKERS", workers, "at least 0")
