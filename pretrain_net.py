@@ -16,8 +16,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from detco_d2.config import check_detco_config, load_config
-from detco_d2.engine.launch import adapt_to_machine, launch
-from detco_d2.engine.pretrain import PretrainTrainer, check_images
+from detco_d2.engine.launch import adapt_to_machine, launch, num_processes
+from detco_d2.engine.output import check_output_dir
+from detco_d2.engine.pretrain import PretrainTrainer, check_run
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -38,18 +39,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def main(args: argparse.Namespace) -> Any:
     trainer = PretrainTrainer(setup(args))
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=comm.all_gather(args.resume)[0])
     return trainer.train()
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    parser.add_argument("--overwrite", action="store_true", help="remove a run in OUTPUT_DIR first")
+    arguments = parser.parse_args()
     if not os.path.isfile(arguments.config_file):
         sys.exit(f"--config-file {arguments.config_file!r} is no file; try configs/detco.yaml")
     if arguments.eval_only:
         sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
     try:
-        check_images(read_config(arguments).DATASETS.TRAIN)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        config = read_config(arguments)
+        check_run(config, num_processes(arguments))
+        arguments.resume = check_output_dir(config, arguments.resume, arguments.overwrite)
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"pretrain_net: {error}")
-    launch(main, arguments)
+    launch(main, arguments, config.SOLVER.COLLECTIVE_TIMEOUT)

@@ -11,18 +11,38 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name to write to; what is there at the end takes the place of `path` in one step.
 
-    Several processes may do this with one path at a time: the last one stands.
+    It is on the disk, and not just in memory, before it gets its name. Several processes may do
+    this with one path at a time: the last one stands.
 
     Args:
         path: in a folder that exists.
 
     Yields:
-        a hidden file's name in the same folder, which is removed if an error ends the block.
+        a hidden file's name in the same folder, which is removed if an error ends the block. Only
+        a process that is killed leaves it behind; see :func:`is_leftover`.
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         yield part
+        _flush(part)
         os.replace(part, target)
+        _flush(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_leftover(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file's name is one that :func:`replacing` gives on the way to such a suffix."""
+    head, _, tail = name.rpartition(".")
+    is_hex = len(tail) == 32 and set(tail) <= set("0123456789abcdef")
+    return is_hex and head.startswith(".") and head.endswith(suffixes)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from .input_spec import MSRA_SPEC, TORCHVISION_SPEC, InputSpec
 from .names import backbone_slots, describe_resnet, extract_backbone
 from .reading import read_weight_file, tensors_of
+from .saving import DurableCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def place_backbone(
     return placed
 
 
-class BackboneCheckpointer(DetectionCheckpointer):
+class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
     """`DetectionCheckpointer` that also reads pretraining checkpoints and SSL weight files.
 
     A file of whole-model weights loads as Detectron2 always does. Any other file with a known

@@ -1,8 +1,11 @@
 """Hooks of the trainers."""
 
 import logging
+import os
+import shutil
+from typing import Any
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -40,3 +43,128 @@ class ThroughputHook(HookBase):
                 100 * share,
                 "" if share < 0.2 else " (raise DATALOADER.NUM_WORKERS if cores are idle)",
             )
+
+
+class CheckpointHook(hooks.PeriodicCheckpointer):
+    """Detectron2's, which goes on when the disk is full: the next save may find it emptied.
+
+    The last save of a run must succeed.
+    """
+
+    def __init__(self, checkpointer: Any, period: int, max_failures: int) -> None:
+        """
+        Args:
+            checkpointer: fvcore's.
+            period: iterations between two saves.
+            max_failures: saves in a row that may fail.
+        """
+        super().__init__(checkpointer, period)
+        self.max_failures = max_failures
+        self.failures = 0
+
+    def before_train(self) -> None:
+        """
+        Raises:
+            RuntimeError: the disk has no room for a single checkpoint.
+        """
+        super().before_train()
+        size, free = self._size(), self._free()
+        keep = getattr(self.checkpointer, "keep", None) or 1
+        text = (
+            f"{os.path.abspath(self.checkpointer.save_dir)} has {free / 1e6:.1f} MB free; a "
+            f"checkpoint takes {size / 1e6:.1f} MB, and {keep} are kept while one is written."
+        )
+        if free < size:
+            raise RuntimeError(f"{text} Free space there, or name another OUTPUT_DIR.")
+        if free < (keep + 1) * size:
+            logger.warning("%s", text)
+
+    def _size(self) -> int:
+        """Bytes of a checkpoint: the model, and a momentum for each number that it trains."""
+        tensors = list(self.checkpointer.model.state_dict().values())
+        tensors += [p for p in self.checkpointer.model.parameters() if p.requires_grad]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.checkpointer.save_dir).free
+
+    def after_step(self) -> None:
+        """
+        Raises:
+            RuntimeError: one failure too many, or the last save failed.
+        """
+        try:
+            super().after_step()
+            self.failures = 0
+        except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
+            self.failures += 1
+            text = (
+                f"No checkpoint at iteration {self.trainer.iter}: {error}. "
+                f"{os.path.abspath(self.checkpointer.save_dir)} has {self._free() / 1e6:.1f} MB "
+                f"free; one takes {self._size() / 1e6:.1f} MB. Earlier ones are untouched."
+            )
+            is_last = self.trainer.iter + 1 >= self.trainer.max_iter
+            if is_last or self.failures > self.max_failures:
+                allowed = f" SOLVER.MAX_FAILED_SAVES allows {self.max_failures} in a row."
+                raise RuntimeError(text + ("" if is_last else allowed)) from error
+            logger.error("%s Training goes on.", text)
+
+
+class StopHook(HookBase):
+    """Saves and ends the process, with 128 + the signal's number, when a step was asked to stop.
+
+    Comes after the checkpoint hook, and does not save again what that has just saved.
+    """
+
+    def __init__(self, checkpointer: Any, period: int) -> None:
+        """
+        Args:
+            checkpointer: fvcore's; saves on the main process only.
+            period: iterations between two regular saves.
+        """
+        self.checkpointer = checkpointer
+        self.period = period
+
+    def after_step(self) -> None:
+        """
+        Raises:
+            SystemExit: on all processes after the same step.
+        """
+        number, done = self.trainer._trainer.stop_signal, self.trainer.iter + 1
+        if not number:
+            return
+        if done % self.period and done < self.trainer.max_iter:
+            name = f"model_{self.trainer.iter:07d}"
+            self.checkpointer.save(name, iteration=self.trainer.iter)
+        comm.synchronize()  # a launcher may stop all as soon as one has ended
+        logger.warning(
+            "Stopped by signal %d after iteration %d; the same command line goes on from there.",
+            *(number, self.trainer.iter),
+        )
+        raise SystemExit(128 + number)
+
+
+class CollapseHook(HookBase):
+    """Warns when the embeddings of a stage have come together in a point (`spread/...` near 0)."""
+
+    def __init__(self, limit: float = 0.02, period: int = 100) -> None:
+        """
+        Args:
+            limit: of the spread, which is 1 on the whole sphere; see `embedding_spread`.
+            period: iterations over which the median is taken, and between two warnings.
+        """
+        self.limit = limit
+        self.period = period
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        for name, history in self.trainer.storage.histories().items():
+            if name.startswith("spread/") and history.median(self.period) < self.limit:
+                logger.warning(
+                    "%s is %.4f at iteration %d: the %s embeddings have collapsed to a point. "
+                    'MODEL.DETCO.HEAD_NORM "BN", a lower SOLVER.BASE_LR or more varied images '
+                    "help (docs/short_runs.md).",
+                    *(name, history.median(self.period), self.trainer.iter),
+                    name.partition("/")[2].replace("_", " "),
+                )

@@ -3,16 +3,22 @@
 import argparse
 import ctypes
 import logging
+import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from ..compat import create_local_process_group
+from .stopping import SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -32,45 +38,85 @@ def _check_gpus(wanted: int) -> None:
         )
 
 
-def _run_torchrun_worker(main: Callable[[Any], Any], args: argparse.Namespace) -> Any:
+def _run_torchrun_worker(
+    main: Callable[[Any], Any], args: argparse.Namespace, timeout: timedelta
+) -> Any:
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpu = args.num_gpus > 0
     if on_gpu:
         _check_gpus(local_world)
         torch.cuda.set_device(local_rank)
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+    create_local_process_group(local_world)
+    comm.synchronize()
     try:
-        create_local_process_group(local_world)
-        comm.synchronize()
         return main(args)
     finally:
-        torch.distributed.destroy_process_group()
+        # after an error it would wait for processes that wait for this one
+        if not isinstance(sys.exc_info()[1], Exception):
+            torch.distributed.destroy_process_group()
 
 
-def launch(main: Callable[[Any], Any], args: argparse.Namespace) -> Any:
+def _run_and_forward_signals(start: Callable[[], Any]) -> Any:
+    """Run Detectron2's launcher, pass signals on to its processes, and end with their code."""
+
+    def forward(number: int, frame: Any) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid:
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        return start()
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code - 128 in SIGNALS:
+            sys.exit(error.exit_code)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def num_processes(args: argparse.Namespace) -> int:
+    """How many training processes the flags or torchrun ask for."""
+    if _under_torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    return max(1, args.num_gpus) * args.num_machines
+
+
+def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float = 600) -> Any:
     """Run `main(args)` on as many processes as the flags or torchrun ask for.
 
     With `--num-gpus 0` it runs on the CPU: in this process, or in every process of torchrun, which
     then talk by gloo. Under torchrun any other value means one GPU a process.
 
+    Args:
+        main: ends a process by an exception or by SystemExit.
+        args: Detectron2's flags.
+        timeout: seconds that a process waits for the others.
+
     Raises:
         RuntimeError: more GPUs asked for than there are; says how many there are.
     """
+    wait = timedelta(seconds=timeout)
     if _under_torchrun():
-        return _run_torchrun_worker(main, args)
+        return record(_run_torchrun_worker)(main, args, wait)
     _check_gpus(args.num_gpus)
     if args.num_gpus == 0:
         if args.num_machines > 1:
             raise RuntimeError("Several CPU machines start with torchrun, not --num-machines.")
         return main(args)
-    return detectron2_launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
+    return _run_and_forward_signals(
+        lambda: detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+            timeout=wait,
+        )
     )
 
 

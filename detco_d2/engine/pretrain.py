@@ -1,6 +1,7 @@
 """The pretraining trainer."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,19 +9,22 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 
-from ..data.build import build_pretrain_loader, pack_images
+from ..data.build import build_pretrain_loader, mix_seed, pack_images
 from ..data.datasets import load_images, prepare_datasets
 from ..data.mapper import DetCoDatasetMapper
 from ..data.shards import build_shard_loader, find_shards, is_shard_name, list_shards
-from .hooks import ThroughputHook
+from .guard import BadImages, NonFiniteSteps
+from .hooks import CheckpointHook, CollapseHook, StopHook, ThroughputHook
 from .launch import keep_freed_memory
 from .step import PretrainStep
+from .stopping import StopRequest
 from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-KEEP_CHECKPOINTS = 3
+_STEP = 10  # a kind of draw, see mix_seed; the data uses those below
 
 
 def check_images(names: Sequence[str]) -> None:
@@ -36,20 +40,62 @@ def check_images(names: Sequence[str]) -> None:
         prepare_datasets(names, [])
 
 
-def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """A copy of the config whose SOLVER.MAX_ITER follows SOLVER.MAX_EPOCHS, if that is set.
+def check_run(cfg: CfgNode, processes: int) -> None:
+    """Refuse what would fail in every process, before any process starts.
 
-    Likewise SOLVER.BASE_LR follows the batch, if SOLVER.LR_REFERENCE_BATCH is set.
+    The images of folders and data sets are counted for it; those of tar shards take too long.
 
     Raises:
-        ValueError: a batch larger than the data.
+        ValueError, FileNotFoundError, ImportError: see :func:`check_images` and
+            :func:`check_batch`; or fewer tar shards than loader processes.
     """
-    batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
+    names, workers = cfg.DATASETS.TRAIN, max(1, cfg.DATALOADER.NUM_WORKERS)
+    check_images(names)
+    if any(is_shard_name(name) for name in names):
+        shards = len(list_shards(names))
+        if shards < processes * workers:
+            raise ValueError(
+                f"DATASETS.TRAIN has {shards} tar shards for {processes} processes x {workers} "
+                "DATALOADER.NUM_WORKERS, each of which needs its own; lower one of them, or write "
+                "more (smaller) shards."
+            )
+    else:
+        check_batch(cfg, len(load_images(names)), processes)
+
+
+def check_batch(cfg: CfgNode, num_images: int, processes: int) -> None:
+    """
+    Raises:
+        ValueError: a batch that the processes cannot share or the data cannot fill, or more loader
+            processes than images.
+    """
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if parts < 1 or batch % (processes * parts):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes of {parts} "
+            "SOLVER.ACCUMULATION_STEPS each cannot share equally; make it a multiple of "
+            f"{processes * max(parts, 1)}, and the steps at least 1."
+        )
     if batch > num_images:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {batch}, but DATASETS.TRAIN has {num_images} images; the "
             "same image would be its own negative. Lower the batch or add images."
         )
+    if processes * workers > num_images:
+        raise ValueError(
+            f"DATALOADER.NUM_WORKERS is {workers} for each of {processes} processes, more than "
+            f"the {num_images} images of DATASETS.TRAIN; lower it to at most "
+            f"{num_images // processes}."
+        )
+
+
+def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
+    """A copy of the config whose SOLVER.MAX_ITER follows SOLVER.MAX_EPOCHS, if that is set.
+
+    Likewise SOLVER.BASE_LR follows the batch, if SOLVER.LR_REFERENCE_BATCH is set.
+    """
+    batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
     if length > num_images // 2:
         logger.warning(
             "MODEL.DETCO.QUEUE_LENGTH is %d for %d images: an image then meets itself among its "
@@ -88,8 +134,8 @@ class PretrainTrainer(Trainer):
     """Trains a DetCo model on the images of DATASETS.TRAIN.
 
     A checkpoint holds both encoders, the queues, the optimiser, the schedule, the iteration and
-    the seed of the data; the data stream is a function of the last two, so a resumed run
-    continues exactly. `SOLVER.AMP.ENABLED` means bfloat16 autocast, on GPU and CPU.
+    the seed; the data stream and the random numbers of each step are functions of the last two, so
+    a resumed run continues exactly. `SOLVER.AMP.ENABLED` means bfloat16 autocast, on GPU and CPU.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -105,14 +151,16 @@ class PretrainTrainer(Trainer):
         self.mapper = DetCoDatasetMapper(cfg)
         if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.KEEP_FREED_MEMORY:
             keep_freed_memory()
-        processes, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATION_STEPS
-        if parts < 1 or cfg.SOLVER.IMS_PER_BATCH % (processes * parts):
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes "
-                f"of {parts} SOLVER.ACCUMULATION_STEPS each cannot share equally; make it a "
-                f"multiple of {processes * max(parts, 1)}, and the steps at least 1."
-            )
+        check_batch(cfg, num_images, comm.get_world_size())
+        main = comm.is_main_process()
+        self.bad_images = BadImages(
+            num_images,
+            cfg.DATALOADER.MAX_BAD_FRACTION,
+            os.path.join(cfg.OUTPUT_DIR, "bad_images.txt") if main else "",
+        )
+        self.stop = StopRequest(patience=cfg.SOLVER.COLLECTIVE_TIMEOUT)
         super().__init__(with_schedule(cfg, num_images))
+        self.checkpointer.keep = cfg.SOLVER.KEEP_CHECKPOINTS
 
     @classmethod
     def uses_bfloat16(cls, cfg: CfgNode) -> bool:
@@ -129,13 +177,20 @@ class PretrainTrainer(Trainer):
         return optimizer
 
     def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
-        parts = cfg.SOLVER.ACCUMULATION_STEPS
-        return PretrainStep(model, loader, optimizer, parts, self.mapper.finish)
+        return PretrainStep(
+            *(model, loader, optimizer, cfg.SOLVER.ACCUMULATION_STEPS, self.mapper.finish),
+            bad_images=self.bad_images,
+            nonfinite=NonFiniteSteps(
+                cfg.SOLVER.MAX_NONFINITE_STEPS,
+                os.path.join(cfg.OUTPUT_DIR, "debug") if comm.is_main_process() else "",
+            ),
+            stop=self.stop,
+        )
 
     def build_train_loader(self, cfg: CfgNode) -> Iterator[Any]:
         """A generator, so that the workers start at the first step, where a resume has set it."""
         build = build_shard_loader if self.from_shards else build_pretrain_loader
-        yield from build(
+        loader = build(
             self.images,
             self.mapper,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -144,27 +199,68 @@ class PretrainTrainer(Trainer):
             start_iter=self.start_iter,
             pin_memory=cfg.MODEL.DEVICE != "cpu",
         )
+        if cfg.DATALOADER.NUM_WORKERS > 0:
+            loader.timeout = cfg.SOLVER.COLLECTIVE_TIMEOUT
+        yield from loader
+
+    def train(self) -> Any:
+        if self.start_iter >= self.max_iter:
+            logger.info("Nothing to do: all %d iterations are done.", self.max_iter)
+            return None
+        with self.stop:
+            return super().train()
+
+    def before_step(self) -> None:
+        seed_all_rng(mix_seed(self.data_seed, _STEP, self.iter, comm.get_rank()))
+        super().before_step()
 
     def build_hooks(self) -> list[HookBase]:
-        result = [
+        solver = self.cfg.SOLVER
+        result: list[HookBase] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            ThroughputHook(self.cfg.SOLVER.IMS_PER_BATCH),
+            ThroughputHook(solver.IMS_PER_BATCH),
         ]
         if comm.is_main_process():
-            result.append(
-                hooks.PeriodicCheckpointer(
-                    self.checkpointer,
-                    self.cfg.SOLVER.CHECKPOINT_PERIOD,
-                    max_to_keep=KEEP_CHECKPOINTS,
-                )
-            )
-            result.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-        return result
+            result += [
+                CollapseHook(),
+                CheckpointHook(
+                    self.checkpointer, solver.CHECKPOINT_PERIOD, solver.MAX_FAILED_SAVES
+                ),
+                hooks.PeriodicWriter(self.build_writers(), period=20),
+            ]
+        return [*result, StopHook(self.checkpointer, solver.CHECKPOINT_PERIOD)]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "data_seed": self.data_seed}
+        return {
+            **super().state_dict(),
+            "data_seed": self.data_seed,
+            "bad_images": self.bad_images.state_dict(),
+            "shape": self._shape(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.data_seed = state["data_seed"]
+        self.bad_images.load_state_dict(state.get("bad_images", {}))
+        before, now = state.get("shape", {}), self._shape()
+        changed = {name: (before[name], now[name]) for name in before if before[name] != now[name]}
+        if changed:
+            logger.warning(
+                "The run goes on in another shape (before, now): %s. Its queues, encoders and "
+                "schedule continue; batch norm sees other groups of images, and the numbers are no "
+                "longer those of the undisturbed run. SOLVER.BASE_LR stays as it is.",
+                changed,
+            )
+
+    def _shape(self) -> dict[str, int]:
+        """What the numbers of a run depend on besides its config's model and schedule."""
+        shape = {
+            "processes": comm.get_world_size(),
+            "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH,
+            "SOLVER.ACCUMULATION_STEPS": self.cfg.SOLVER.ACCUMULATION_STEPS,
+            "images": self.bad_images.num_images,
+        }
+        if self.from_shards:  # dealt to the workers
+            shape["DATALOADER.NUM_WORKERS"] = self.cfg.DATALOADER.NUM_WORKERS
+        return shape

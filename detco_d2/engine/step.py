@@ -1,6 +1,7 @@
-"""One pretraining step: parts of a batch, one update, one transfer of what is watched."""
+"""One pretraining step: parts of a batch, one update or none, one transfer of what is watched."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,22 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from .guard import BadImages, NonFiniteSteps, nonfinite_gradients
+from .stopping import StopRequest
+
+# What is shared of a step besides its losses.
+_COUNTS = ("data_time", "num_bad_images", "stop_signal", "gradient")
+
 
 class PretrainStep(SimpleTrainer):
-    """Detectron2's `SimpleTrainer` with accumulation, and with one number crossing where it has 13.
+    """Detectron2's `SimpleTrainer` with accumulation, and with steps that count or leave no trace.
 
     Detectron2 fetches every loss by itself and gathers them over the processes as pickles; here
-    they leave the device together, as their mean over the processes.
+    they leave the device together, as their mean over the processes, along with what all processes
+    must decide alike: whether the step is a number, whether to stop.
+
+    Attributes:
+        stop_signal: the signal that some process was asked to stop by, 0 if none.
     """
 
     def __init__(
@@ -25,6 +36,10 @@ class PretrainStep(SimpleTrainer):
         optimizer: Any,
         parts: int = 1,
         finish: Callable[[dict[str, Any], torch.device], dict[str, Any]] | None = None,
+        *,
+        bad_images: BadImages | None = None,
+        nonfinite: NonFiniteSteps | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         """
         Args:
@@ -33,47 +48,117 @@ class PretrainStep(SimpleTrainer):
             optimizer: of the query encoder.
             parts: into which a share is cut (SOLVER.ACCUMULATION_STEPS).
             finish: moves a part of a batch to the device, as `DetCoDatasetMapper.finish`.
+            bad_images: takes note of images that could not be read.
+            nonfinite: takes note of steps that are undone; by default none is survived.
+            stop: what this process is asked to do.
         """
         super().__init__(model, data_loader, optimizer)
         self.parts = parts
         self.finish = finish
+        self.bad_images = bad_images
+        self.nonfinite = nonfinite or NonFiniteSteps(0)
+        self.stop = stop
+        self.stop_signal = 0
+        self.detco = getattr(model, "module", model)
         self.device = next(model.parameters()).device
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run_step(self) -> None:
+        """
+        Raises:
+            RuntimeError: too many unreadable images, or a loader process that died or hangs.
+            FloatingPointError: too many steps in a row without a number.
+        """
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        batch = self._next_batch()
         data_time = time.perf_counter() - start
+        bad_images = batch.pop("bad_images", [])
 
         self.optimizer.zero_grad(set_to_none=True)
+        self.detco.begin_step()
         sums: dict[str, torch.Tensor] = {}
         for i, part in enumerate(split_batch(batch, self.parts)):
-            ends = i == self.parts - 1
             if self.finish:
                 part = self.finish(part, self.device)
             # gradients cross the network with the last part alone
-            alone = hasattr(self.model, "no_sync") and not ends
+            alone = hasattr(self.model, "no_sync") and i < self.parts - 1
             with self.model.no_sync() if alone else contextlib.nullcontext():
-                losses = self.model(part, begins_step=i == 0, ends_step=ends)
+                losses = self.model(part, is_whole_step=False)
                 (sum(losses.values()) / self.parts).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / self.parts
-        self._record(sums, data_time)
-        self.optimizer.step()
 
-    def _record(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
-        values = torch.stack([*losses.values(), torch.tensor(data_time, device=self.device)])
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(values)
-            values /= comm.get_world_size()
-        *numbers, data_time = values.tolist()
-        total = sum(numbers)
-        if not total - total == 0:  # infinite or NaN, and so on every process
-            raise FloatingPointError(
-                f"The loss is {total} at iteration {self.iter}: "
-                f"{dict(zip(losses, numbers))}. Lower SOLVER.BASE_LR, or turn bfloat16 off."
-            )
+        number = self.stop.number if self.stop else 0
+        shared, own = self._share(sums, data_time, len(bad_images), number)
+        if all(math.isfinite(value) for value in shared.values()):
+            self.optimizer.step()
+            self.detco.finish_step()
+            self.nonfinite.passed()
+        else:
+            self._undo(own, batch)
+        self._note(shared, bad_images, number)
+
+    def _next_batch(self) -> dict[str, Any]:
+        try:
+            return next(self._data_loader_iter)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):
+                raise  # an error in a loader process, not of one
+            raise RuntimeError(
+                f"A loader process died or hangs: {error} Lower DATALOADER.NUM_WORKERS if memory "
+                "ran out, or raise SOLVER.COLLECTIVE_TIMEOUT if the images are far away."
+            ) from error
+
+    def _share(
+        self, losses: dict[str, torch.Tensor], *counts: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Means over the processes, and this process's own values, of losses and `_COUNTS`."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        counted = torch.tensor(counts, device=self.device)
+        own = torch.cat([torch.stack([*losses.values()]), counted, norm.detach()[None]])
+        names = [*losses, *_COUNTS]
+        if comm.get_world_size() == 1:
+            values = dict(zip(names, own.tolist()))
+            return values, values
+        mean = own.clone()
+        torch.distributed.all_reduce(mean)
+        both = torch.stack([mean / comm.get_world_size(), own]).tolist()
+        return dict(zip(names, both[0])), dict(zip(names, both[1]))
+
+    def _undo(self, own: dict[str, float], batch: dict[str, Any]) -> None:
+        report = {
+            "iteration": self.iter,
+            "losses": {name: own[name] for name in own if name not in _COUNTS},
+            "gradient_norm": own["gradient"],
+            "nonfinite_gradients": nonfinite_gradients(self.detco),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "file_name": list(batch["file_name"]) if "file_name" in batch else [],
+            "rank": comm.get_rank(),
+            "torch_rng_state": torch.get_rng_state(),
+        }
+        self.detco.undo_step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.nonfinite.failed(report)
+
+    def _note(
+        self, shared: dict[str, float], bad_images: list[tuple[str, str]], number: int
+    ) -> None:
         storage = get_event_storage()
-        storage.put_scalars(total_loss=total, data_time=data_time, **dict(zip(losses, numbers)))
+        losses = {name: value for name, value in shared.items() if name not in _COUNTS}
+        storage.put_scalars(
+            total_loss=sum(losses.values()), data_time=shared["data_time"], **losses
+        )
+        storage.put_scalar("gradient_norm", shared["gradient"])
+        if self.nonfinite.total:
+            storage.put_scalar("nonfinite_steps", self.nonfinite.total, smoothing_hint=False)
+        if shared["stop_signal"]:
+            self.stop_signal = max(comm.all_gather(number))
+        if shared["num_bad_images"] and self.bad_images is not None:
+            self.bad_images.add([pair for found in comm.all_gather(bad_images) for pair in found])
+        if self.bad_images is not None and self.bad_images.reasons:
+            count = len(self.bad_images.reasons)
+            storage.put_scalar("data/bad_images", count, smoothing_hint=False)
 
 
 def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:

@@ -87,6 +87,8 @@ class DetCo(nn.Module):
         self._ema_keys: list[torch.Tensor] = list(self.key_encoder.parameters())
         self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
         self._waiting_keys: list[torch.Tensor] = []
+        self._statistics: list[list[torch.Tensor]] = []
+        self._kept_statistics: list[list[torch.Tensor]] = []
         shape = (-1, 1, 1)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(shape), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(shape), persistent=False)
@@ -140,19 +142,19 @@ class DetCo(nn.Module):
             "checkpoint_stages": list(node.CHECKPOINT_STAGES),
         }
 
-    def forward(
-        self, batch: dict[str, Any], begins_step: bool = True, ends_step: bool = True
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, batch: dict[str, Any], is_whole_step: bool = True) -> dict[str, torch.Tensor]:
         """The losses of one training step, or of a part of one.
 
-        The momentum encoder moves when a step begins and the queues take its keys when it ends, so
-        that all parts of an accumulated step meet the same momentum encoder and negatives.
+        By itself a call is a whole step: the momentum encoder moves first, and the queues take the
+        keys last, whatever comes out. A trainer that cuts a batch into parts, or looks at a step
+        before it counts, says so and calls :meth:`begin_step`, and then :meth:`finish_step` or
+        :meth:`undo_step`.
 
         Args:
             batch: uint8 tensors `global_query` and `global_key` of shape (N, 3, S, S),
                 `local_query` and `local_key` of shape (N, 9, 3, p, p); only those that
                 :attr:`views` names are read.
-            begins_step, ends_step: whether this is the first, and the last, part of the step.
+            is_whole_step: otherwise momentum encoder and queues are left alone.
 
         Returns:
             `loss_{family}_{stage}`: w_i times the family's InfoNCE at stage i, scalars.
@@ -167,8 +169,7 @@ class DetCo(nn.Module):
             )
         device = self.pixel_mean.device
         views = {name: batch[name].to(device, non_blocking=True) for name in self.views}
-        if begins_step:
-            self._waiting_keys.clear()
+        if is_whole_step:
             self._update_momentum_encoder()
         order, exchange = self._start_shuffle(views)
         queries = self.query_encoder(
@@ -176,11 +177,48 @@ class DetCo(nn.Module):
         )
         own_keys, all_keys = self._encode_keys(views, order, exchange)
         losses = self._compute_losses(queries, own_keys)
-        self._waiting_keys.append(all_keys)
-        if ends_step:
-            self.queue.enqueue(torch.cat(self._waiting_keys, dim=1))
-            self._waiting_keys.clear()
+        if is_whole_step:
+            self.queue.enqueue(all_keys)
+        else:
+            self._waiting_keys.append(all_keys)
         return losses
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Remember what a forward pass changes, the running statistics of both encoders."""
+        self._waiting_keys.clear()
+        if not self._statistics:
+            by_type: dict[torch.dtype, list[torch.Tensor]] = {}
+            for encoder in (self.query_encoder, self.key_encoder):
+                for buffer in encoder.buffers():
+                    by_type.setdefault(buffer.dtype, []).append(buffer)
+            self._statistics = list(by_type.values())
+            self._kept_statistics = [
+                [torch.empty_like(buffer) for buffer in group] for group in self._statistics
+            ]
+        for kept, group in zip(self._kept_statistics, self._statistics):
+            torch._foreach_copy_(kept, group)
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """After the optimiser: the queues take the keys of all parts, the momentum encoder moves.
+
+        The next step then meets what it would have met, had the average come first in it.
+        """
+        self.queue.enqueue(torch.cat(self._waiting_keys, dim=1))
+        self._waiting_keys.clear()
+        self._update_momentum_encoder()
+
+    @torch.no_grad()
+    def undo_step(self) -> None:
+        """Put everything back to where :meth:`begin_step` found it, bit for bit."""
+        self._waiting_keys.clear()
+        for kept, group in zip(self._kept_statistics, self._statistics):
+            torch._foreach_copy_(group, kept)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._statistics = []  # a change of device or type replaces buffers
+        return super()._apply(fn, recurse)
 
     def _normalise(self, images: torch.Tensor | None) -> torch.Tensor | None:
         return None if images is None else (images - self.pixel_mean) / self.pixel_std

@@ -33,9 +33,11 @@ def accumulate(model: torch.nn.Module, own: slice) -> torch.Tensor:
     """The gradient of one step over both halves of this process's images, one after the other."""
     batch = {name: view[own] for name, view in make_batch(4).items()}
     first, second = ({name: view[i : i + 1] for name, view in batch.items()} for i in (0, 1))
+    model.module.begin_step()
     with model.no_sync():
-        (sum(model(first, begins_step=True, ends_step=False).values()) / 2).backward()
-    (sum(model(second, begins_step=False, ends_step=True).values()) / 2).backward()
+        (sum(model(first, is_whole_step=False).values()) / 2).backward()
+    (sum(model(second, is_whole_step=False).values()) / 2).backward()
+    model.module.finish_step()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 

@@ -26,14 +26,19 @@ def train(cfg, steps=4, parts=1, dtype=None):
         batch = make_batch(seed=step)
         optimizer.zero_grad()
         total = 0.0
+        model.begin_step()
         for i in range(parts):
             part = {name: view.chunk(parts)[i] for name, view in batch.items()}
-            terms = model(part, begins_step=i == 0, ends_step=i == parts - 1)
+            terms = model(part, is_whole_step=parts == 1)
             (sum(terms.values()) / parts).backward()
             total += sum(terms.values()).item() / parts
         losses.append(total)
         gradients = {n: p.grad.clone() for n, p in model.query_encoder.named_parameters()}
         optimizer.step()
+        if parts > 1:
+            model.finish_step()
+    if parts == 1:  # a whole step begins with the average that an accumulated one ends with
+        model._update_momentum_encoder()
     return losses, dict(model.state_dict()), gradients
 
 
@@ -155,8 +160,11 @@ def test_accumulated_parts_are_one_batch_to_the_queue_the_average_and_the_gradie
 def test_a_step_that_broke_off_leaves_no_keys_to_the_next():
     torch.manual_seed(0)
     model = build_model(tiny_config()).train()
-    model(make_batch(seed=1), ends_step=False)  # and then an error
-    model(make_batch(seed=2))
+    model.begin_step()
+    model(make_batch(seed=1), is_whole_step=False)  # and then an error
+    model.begin_step()
+    model(make_batch(seed=2), is_whole_step=False)
+    model.finish_step()
     assert model.queue.num_enqueued == 4
 
 

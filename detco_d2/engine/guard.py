@@ -1,0 +1,142 @@
+"""What a run meets and survives: images that cannot be read, steps that are no numbers."""
+
+import json
+import logging
+import math
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..files import replacing
+
+logger = logging.getLogger(__name__)
+
+MAX_REPORTS = 3
+
+
+class BadImages:
+    """The images of a run that could not be read, each once; equal on all processes.
+
+    Attributes:
+        reasons: why, by path.
+    """
+
+    def __init__(self, num_images: int, max_fraction: float, file: str = "") -> None:
+        """
+        Args:
+            num_images: of the data.
+            max_fraction: the share of them that may be unreadable.
+            file: where to list them, one JSON object a line; "" for nowhere.
+        """
+        self.reasons: dict[str, str] = {}
+        self.num_images = num_images
+        self.max_fraction = max_fraction
+        self.file = file
+
+    def add(self, found: list[tuple[str, str]]) -> None:
+        """
+        Args:
+            found: (path, reason) pairs, in the same order on all processes.
+
+        Raises:
+            RuntimeError: more than the allowed share of the images is unreadable.
+        """
+        new = {path: reason for path, reason in found if path not in self.reasons}
+        self.reasons.update(new)
+        for path, reason in new.items():
+            logger.warning("Image %r is skipped: %s", path, reason)
+        if self.file and new:
+            with open(self.file, "a") as file:
+                file.writelines(_line(*pair) for pair in new.items())
+        if len(self.reasons) > self.max_fraction * self.num_images:
+            first = "\n".join(f"  {path!r}: {why}" for path, why in list(self.reasons.items())[:5])
+            raise RuntimeError(
+                f"{len(self.reasons)} of {self.num_images} images cannot be read, more than the "
+                f"share of {self.max_fraction:g} that DATALOADER.MAX_BAD_FRACTION allows; "
+                f"{f'all are in {self.file}; ' if self.file else ''}the first are:\n{first}"
+            )
+
+    def state_dict(self) -> dict[str, str]:
+        return dict(self.reasons)
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Take over what a checkpoint knew, and let the list say just that."""
+        self.reasons = dict(state)
+        if self.file and (state or os.path.isfile(self.file)):
+            with replacing(self.file) as part:
+                part.write_text("".join(_line(*pair) for pair in state.items()))
+
+
+def _line(path: str, reason: str) -> str:
+    """One JSON object, whatever bytes a path is made of."""
+    return json.dumps({"file_name": path, "reason": reason}) + "\n"
+
+
+class NonFiniteSteps:
+    """Counts steps in a row that gave no number, and writes down the first few.
+
+    Attributes:
+        in_a_row, total: how many.
+    """
+
+    def __init__(self, max_in_a_row: int, folder: str = "") -> None:
+        """
+        Args:
+            max_in_a_row: how many are survived.
+            folder: where `nonfinite_<iteration>.pt` goes, at most three of them; "" for nowhere.
+        """
+        self.max_in_a_row = max_in_a_row
+        self.folder = folder
+        self.in_a_row = self.total = 0
+
+    def passed(self) -> None:
+        self.in_a_row = 0
+
+    def failed(self, report: dict[str, Any]) -> None:
+        """
+        Args:
+            report: `iteration`, `losses` and what else may tell the cause; tensors, numbers, text.
+
+        Raises:
+            FloatingPointError: one step too many.
+        """
+        self.in_a_row += 1
+        self.total += 1
+        bad = [name for name, value in report["losses"].items() if not math.isfinite(value)]
+        text = (
+            f"Step {report['iteration']} is undone: "
+            + (f"no number in {', '.join(bad)}" if bad else "a gradient is infinite or no number")
+            + f" ({self.in_a_row} in a row)."
+        )
+        logger.warning(text)
+        if self.folder:
+            self._write(report)
+        if self.in_a_row > self.max_in_a_row:
+            raise FloatingPointError(
+                f"{text} SOLVER.MAX_NONFINITE_STEPS allows {self.max_in_a_row}. Lower "
+                f"SOLVER.BASE_LR, or turn bfloat16 off. Losses: {json.dumps(report['losses'])}"
+            )
+
+    def _write(self, report: dict[str, Any]) -> None:
+        os.makedirs(self.folder, exist_ok=True)
+        if len([name for name in os.listdir(self.folder) if name.endswith(".pt")]) >= MAX_REPORTS:
+            return
+        file = os.path.join(self.folder, f"nonfinite_{report['iteration']:07d}.pt")
+        try:
+            with replacing(file) as part:
+                torch.save(report, part)
+            logger.warning("What is known of it: %s", file)
+        except (OSError, RuntimeError) as error:  # a full disk; training matters more
+            logger.error("Cannot write %s: %s", file, error)
+
+
+def nonfinite_gradients(model: nn.Module, most: int = 20) -> list[str]:
+    """The names of the first parameters whose gradient holds an infinity or a NaN."""
+    names = (
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    )
+    return [name for name, _ in zip(names, range(most))]

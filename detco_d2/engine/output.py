@@ -1,0 +1,129 @@
+"""What an output folder already holds, and whether this run may go on in it."""
+
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..checkpoint.saving import find_checkpoints, newest_intact, remove_checkpoints
+
+logger = logging.getLogger(__name__)
+
+# Not what is learnt, but how fast, where, and what is kept of it.
+_FREE = (
+    *("OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "MODEL.DEVICE", "TEST."),
+    *("DATALOADER.", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_", "SOLVER.MAX_FAILED_SAVES"),
+    *("SOLVER.MAX_NONFINITE_STEPS", "SOLVER.COLLECTIVE_TIMEOUT"),
+)
+# What a checkpoint cannot be loaded into once it has changed.
+_FIXED = (
+    *("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.RESNETS.", "MODEL.DETCO.STAGES"),
+    *("MODEL.DETCO.FAMILIES", "MODEL.DETCO.EMBED_DIM", "MODEL.DETCO.GLOBAL_HIDDEN_DIMS"),
+    *("MODEL.DETCO.LOCAL_HIDDEN_DIMS", "MODEL.DETCO.HEAD_NORM", "MODEL.DETCO.QUEUE_LENGTH"),
+)
+_BATCH_NORMS = ("BN", "SyncBN", "naiveSyncBN")  # which of them, the machine decides
+# How torchrun and SLURM count the restarts of a job, which must not remove their own beginning.
+_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
+    """Whether to resume from what is in OUTPUT_DIR, asked before any process starts.
+
+    Without a flag a run goes on if the folder holds one of the same config, so that the same
+    command line starts it, and continues it after a crash.
+
+    Args:
+        cfg: of this run, merged.
+        resume: `--resume`: there must be a run, whose config may differ in what a checkpoint bears.
+        overwrite: `--overwrite`: a run that is there is removed.
+
+    Raises:
+        FileNotFoundError: `--resume` without a checkpoint, or none that is there is intact.
+        ValueError: a run of another config; lists what differs.
+        OSError: the folder cannot be written to.
+    """
+    folder = Path(cfg.OUTPUT_DIR).absolute()
+    _probe(folder)
+    if overwrite and resume:
+        raise ValueError("--resume continues a run and --overwrite removes it; pass one of them.")
+    is_restart = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
+    if overwrite and not is_restart:
+        remove_checkpoints(folder, keep=0)
+        (folder / "bad_images.txt").unlink(missing_ok=True)
+        return False
+    if not find_checkpoints(folder):
+        if resume:
+            raise FileNotFoundError(
+                f"--resume: there is no checkpoint in {str(folder)!r}. Check "
+                "OUTPUT_DIR, or leave --resume out to start anew."
+            )
+        return False
+    if os.environ.get("RANK", "0") == "0" and newest_intact(folder) is None:
+        raise FileNotFoundError(
+            f"All checkpoints in {str(folder)!r} are damaged. Pass --overwrite to remove "
+            "them and start anew, or name another OUTPUT_DIR."
+        )
+    changed = _differences(folder / "config.yaml", cfg)
+    if changed is None and not resume:
+        raise ValueError(
+            f"{str(folder)!r} holds checkpoints, but no config.yaml that says of what. "
+            "Pass --resume to go on from them, --overwrite to remove them, or another OUTPUT_DIR."
+        )
+    lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed or ())
+    fixed = [key for key, *_ in changed or () if key.startswith(_FIXED)]
+    if fixed:
+        raise ValueError(
+            f"{str(folder)!r} holds a run of another model, which cannot go on with this "
+            f"config:\n{lines}\nSet {', '.join(fixed)} back, pass --overwrite to remove that run, "
+            "or name another OUTPUT_DIR."
+        )
+    if changed and not resume:
+        raise ValueError(
+            f"{str(folder)!r} holds a run of another config:\n{lines}\nPass --resume to "
+            "continue it with these changes, --overwrite to remove it, or another OUTPUT_DIR."
+        )
+    if changed:
+        logger.warning("The run goes on with another config:\n%s", lines)
+    return True
+
+
+def _probe(folder: Path) -> None:
+    """Write a few bytes where checkpoints will go."""
+    file = folder / f".probe.{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"detco_d2")
+        file.unlink()
+    except OSError as error:
+        raise OSError(
+            f"OUTPUT_DIR {str(folder)!r} cannot be written to: {error}. Free space "
+            "there, or name another OUTPUT_DIR."
+        ) from error
+
+
+def _differences(file: Path, cfg: CfgNode) -> list[tuple[str, Any, Any]] | None:
+    """(key, value in the file, value now) of what differs and matters; None without a config."""
+    try:
+        before = _flat(yaml.safe_load(file.read_text()))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    now = _flat(yaml.safe_load(cfg.dump()))
+    return [
+        (key, before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            result.update(_flat(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = "BN" if value in _BATCH_NORMS else value
+    return result

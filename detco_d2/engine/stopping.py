@@ -1,0 +1,56 @@
+"""Signals that ask a run to stop: the step is finished and saved first."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# Launchers and terminals may send one request to a process by two ways.
+_SAME_REQUEST = 1.0  # seconds
+
+
+class StopRequest:
+    """Listens for SIGTERM, SIGINT and SIGUSR1 while it is entered; only a main thread can.
+
+    The first one is only noted. A second one ends the process at once, as does time: a process
+    that has not stopped `patience` seconds after the first is stuck.
+
+    Attributes:
+        number: of the signal that came, 0 before.
+    """
+
+    def __init__(self, patience: float) -> None:
+        """
+        Args:
+            patience: seconds.
+        """
+        self.number = 0
+        self.patience = patience
+        self._since = 0.0
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.number:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number and now - self._since > _SAME_REQUEST:
+            os._exit(128 + number)
+        if self.number:
+            return
+        self.number, self._since = number, now
+        if os.getpid() == self._process:  # loader processes, forked from here, work on till then
+            signal.setitimer(signal.ITIMER_REAL, self.patience)  # SIGALRM kills
