@@ -150,7 +150,7 @@ class DurableCheckpointer(Checkpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         found = super()._load_model(checkpoint)
-        wrong = [*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)]
+        wrong = {*found.missing_keys, *(name for name, *_ in found.incorrect_shapes)}
         if self._is_resume and wrong:
             raise ValueError(
                 f"Cannot resume: the checkpoint in {self.save_dir!r} is of another model; "

@@ -1,6 +1,7 @@
 """Start processes: Detectron2's launcher, torchrun, or this very process."""
 
 import argparse
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -44,6 +45,7 @@ def _run_torchrun_worker(
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
     on_gpu = args.num_gpus > 0
+    _end_with_parent()
     if on_gpu:
         _check_gpus(local_world)
         torch.cuda.set_device(local_rank)
@@ -56,6 +58,13 @@ def _run_torchrun_worker(
         # after an error it would wait for processes that wait for this one
         if not isinstance(sys.exc_info()[1], Exception):
             torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the launcher dies, which torchrun's processes would outlive."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _run_and_forward_signals(start: Callable[[], Any]) -> Any:

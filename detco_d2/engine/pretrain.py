@@ -201,7 +201,9 @@ class PretrainTrainer(Trainer):
         )
         if cfg.DATALOADER.NUM_WORKERS > 0:
             loader.timeout = cfg.SOLVER.COLLECTIVE_TIMEOUT
-        yield from loader
+        with torch.random.fork_rng(devices=[]):
+            batches = iter(loader)  # draws a number, which a step would miss
+        yield from batches
 
     def train(self) -> Any:
         if self.start_iter >= self.max_iter:

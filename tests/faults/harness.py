@@ -1,0 +1,136 @@
+"""A run so small that it can be killed many times: its command line, its state, its end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..conftest import ROOT, TINY
+
+# A ResNet-50 of a sixteenth of the usual width: a checkpoint of some megabytes.
+SMALL = [
+    *TINY,
+    *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16],
+    *["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
+    *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+
+
+def command(
+    images: str, output: Path, *settings: object, processes: int = 1, restarts: int = 0
+) -> list[str]:
+    """What starts, and continues, a run."""
+    start = [sys.executable, "-W", "ignore"]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        start += [str(processes), "--max-restarts", str(restarts)]
+    return [
+        *start,
+        *["pretrain_net.py", "--config-file", "configs/detco.yaml", "--num-gpus", "0"],
+        *[word for word in map(str, settings) if word.startswith("--")],
+        *["DATASETS.TRAIN", f"('{images}',)", "OUTPUT_DIR", str(output)],
+        *map(str, SMALL),
+        *[word for word in map(str, settings) if not word.startswith("--")],
+    ]
+
+
+class Run:
+    """A process with a session of its own; what it says goes to a file, so that it never waits."""
+
+    def __init__(self, words: list[str], **environment: str) -> None:
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env={**ENVIRONMENT, **environment},
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.pid = self.process.pid
+
+    def text(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def wait(self, timeout: float = 300) -> tuple[int, str]:
+        """The exit code, and all that was said."""
+        try:
+            self.process.wait(timeout)
+        finally:
+            self.kill()
+        return self.process.returncode, self.text()
+
+    def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+        """Wait for something to happen while this runs."""
+        wait_for(lambda: condition() or self.process.poll() is not None, timeout)
+        assert self.process.poll() is None, self.text()[-3000:]
+
+    def kill(self) -> None:
+        """SIGKILL for the process and all below it, to which torchrun gives sessions of their own."""
+        for pid in [self.pid, *descendants(self.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def finish(words: list[str], timeout: float = 300) -> tuple[int, str]:
+    """The exit code of a command, and all that it said."""
+    return Run(words).wait(timeout)
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 120, period: float = 0.05) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(period)
+
+
+def saved_state(output: Path, name: str = "model_final.pth") -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, by path: weights, statistics, queues, momenta, schedule."""
+
+    def flat(node: object, path: str) -> dict[str, torch.Tensor]:
+        if isinstance(node, torch.Tensor):
+            return {path: node}
+        if isinstance(node, dict):
+            pairs = list(node.items())
+        elif isinstance(node, (list, tuple)):
+            pairs = list(enumerate(node))
+        else:
+            return {path: torch.tensor(node)} if isinstance(node, (int, float)) else {}
+        return {k: v for key, value in pairs for k, v in flat(value, f"{path}/{key}").items()}
+
+    return flat(torch.load(output / name, weights_only=True), "")
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, however deep."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError):  # it has ended meanwhile
+            if entry.name.isdigit():
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+    found = [pid]
+    for known in found:  # grows while it is walked
+        found += [child for child, parent in parents.items() if parent == known]
+    return found[1:]
+
+
+def processes_of(marker: str) -> list[int]:
+    """Processes with a text, such as an output folder, in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                if marker.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found

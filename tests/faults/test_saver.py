@@ -1,0 +1,190 @@
+"""Checkpoints under kills, damage and full disks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from detco_d2.checkpoint.saving import DurableCheckpointer, find_checkpoints, newest_intact
+
+from ..conftest import ROOT
+from .harness import ENVIRONMENT, command, finish
+
+
+def save(folder, *iterations, keep=None, size=50):
+    for iteration in iterations:
+        model = torch.nn.Linear(size, size)
+        torch.nn.init.constant_(model.weight, iteration)
+        DurableCheckpointer(model, str(folder), keep=keep).save(
+            f"model_{iteration:07d}", iteration=iteration
+        )
+
+
+def resume(folder, size=50):
+    model = torch.nn.Linear(size, size)
+    extra = DurableCheckpointer(model, str(folder)).resume_or_load("", resume=True)
+    assert bool((model.weight == extra["iteration"]).all())
+    return extra["iteration"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_hundred_kills_lose_no_save_that_had_returned(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.faults.saver", str(tmp_path), "200", "1"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    assert result["kills"] == 200 and result["saves"] > 100
+    assert result["half_written"] > 20  # or the kills would not have met a save
+    assert (result["lost"], result["wrong"]) == (0, 0)
+    assert result["files"] <= 4  # the three kept and one just written
+
+
+def test_a_checksum_stands_beside_in_the_form_of_sha256sum(tmp_path):
+    save(tmp_path, 1, 2)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "model_0000001.pth.sha256"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "model_0000001.pth: OK\n"
+
+
+def test_the_newest_few_are_kept_also_across_restarts_and_leftovers_are_cleaned(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    (tmp_path / f".model_0000004.pth.{'0' * 32}").write_bytes(b"half")
+    (tmp_path / "model_0000000.pth.sha256").write_text("an orphan")
+    (tmp_path / "notes.txt").write_text("the user's")
+    save(tmp_path, 4, keep=2)
+    kept = [f"model_000000{i}.pth{end}" for i in (3, 4) for end in ("", ".sha256")]
+    assert names(tmp_path) == ["last_checkpoint", *kept, "notes.txt"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def without_checksum(damage):
+    def apply(path):
+        damage(path)
+        path.with_name(path.name + ".sha256").unlink()
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, flip, empty, without_checksum(cut), without_checksum(empty)]
+)
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage):
+    save(tmp_path, 1, 2, 3)
+    damage(tmp_path / "model_0000003.pth")
+    assert resume(tmp_path) == 2
+    assert "model_0000003.pth is damaged" in caplog.text and "trying an older one" in caplog.text
+
+
+@pytest.mark.parametrize("pointer", ["", "model_0000009.pth", "\x00\xff", None])
+def test_a_broken_pointer_means_the_newest_intact_checkpoint(tmp_path, pointer):
+    save(tmp_path, 1, 2)
+    (tmp_path / "last_checkpoint").unlink()
+    if pointer is not None:
+        (tmp_path / "last_checkpoint").write_text(pointer, encoding="latin1")
+    assert resume(tmp_path) == 2
+
+
+def test_a_pointer_that_the_user_has_edited_is_followed(tmp_path):
+    save(tmp_path, 1, 2)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    assert resume(tmp_path) == 1
+
+
+def test_a_checkpoint_without_checksum_such_as_detectron2s_own_is_accepted(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "model_0000001.pth.sha256").unlink()
+    assert resume(tmp_path) == 1
+
+
+def test_resuming_from_nothing_is_an_error_and_so_is_resuming_from_damage_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="it has no checkpoint"):
+        resume(tmp_path)
+    save(tmp_path, 1, 2)
+    flip(tmp_path / "model_0000001.pth")
+    cut(tmp_path / "model_0000002.pth")
+    with pytest.raises(FileNotFoundError, match=r"all of \['model_0000002.pth', .* are damaged"):
+        resume(tmp_path)
+    assert len(find_checkpoints(tmp_path)) == 2  # nothing is removed
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_a_resume(tmp_path):
+    save(tmp_path, 1, size=50)
+    with pytest.raises(ValueError, match=r"of another model; 2 tensors .*'bias', 'weight'"):
+        resume(tmp_path, size=60)
+
+
+def test_overwriting_a_name_keeps_the_old_file_valid_until_the_new_one_is_there(tmp_path):
+    save(tmp_path, 1)
+    old = (tmp_path / "model_0000001.pth").read_bytes()
+    save(tmp_path, 1)
+    (tmp_path / "model_0000001.pth").write_bytes(old)  # a kill between checksum and rename
+    assert newest_intact(tmp_path) == tmp_path / "model_0000001.pth"
+
+
+def on_a_small_disk(megabytes, folder, words):
+    """Run a command with a real file system of so many MB at a folder, and look at its end."""
+    unshare = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "-rm"]
+    script = (
+        f"mount -t tmpfs -o size={megabytes}m tmpfs {folder} || exit 77; "
+        '"$@"; echo "exit code $?"; '
+        f"cd {folder}; sha256sum --check *.sha256; ls -A"
+    )
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    code, text = finish([*unshare, "sh", "-c", script, "sh", *words])
+    if code == 77 or "Operation not permitted" in text:
+        pytest.skip("needs the right to mount")
+    return text
+
+
+def test_a_full_disk_is_said_and_outlived_and_old_checkpoints_stay(scenes, tmp_path):
+    settings = ["SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 1]
+    text = on_a_small_disk(11, tmp_path, command(f"{scenes}/train", tmp_path, *settings))
+    assert "No checkpoint at iteration 2" in text and "Training goes on" in text
+    assert "MB free; one takes" in text and "Earlier ones are untouched" in text
+    assert "exit code 1" in text and "RuntimeError: No checkpoint at iteration 4" in text
+    assert text.count("model_0000000.pth: OK") == text.count("model_0000001.pth: OK") == 1
+    end = text.rpartition("exit code")[2]
+    assert "FAILED" not in end and ".model_" not in end
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(scenes, tmp_path):
+    text = on_a_small_disk(3, tmp_path, command(f"{scenes}/train", tmp_path, "SOLVER.MAX_ITER", 5))
+    assert "a checkpoint takes" in text and "Free space there" in text
+    assert "exit code 1" in text and "model_" not in text.rpartition("exit code")[2]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_process_starts(scenes):
+    output = "/proc/detco_d2"
+    code, text = finish(command(f"{scenes}/train", output, "SOLVER.MAX_ITER", 5))
+    assert code == 1 and text.startswith(f"pretrain_net: OUTPUT_DIR '{output}' cannot be written")
