@@ -75,7 +75,7 @@ class Run:
         assert self.process.poll() is None, self.text()[-3000:]
 
     def kill(self) -> None:
-        """SIGKILL for the process and all below it, to which torchrun gives sessions of their own."""
+        """SIGKILL for it and all processes below, to which torchrun gives sessions of their own."""
         for pid in [self.pid, *descendants(self.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

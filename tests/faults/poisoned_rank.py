@@ -1,0 +1,74 @@
+"""Run by torchrun in two CPU processes: gradients and keys of rank 1 turn into NaN for a step."""
+
+import math
+import sys
+
+import torch
+from detectron2.engine import create_ddp_model
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from detco_d2.compat import create_local_process_group
+from detco_d2.engine.guard import NonFiniteSteps
+from detco_d2.engine.step import PretrainStep
+from tests.conftest import make_batch, tiny_config
+
+
+def everything(step: PretrainStep) -> dict[str, torch.Tensor]:
+    state = {name: value.clone() for name, value in step.detco.state_dict().items()}
+    for i, slots in step.optimizer.state_dict()["state"].items():
+        state[f"momentum/{i}"] = slots["momentum_buffer"].clone()
+    return state
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+def main(output: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    rank = comm.get_rank()
+    create_local_process_group(2)
+    torch.manual_seed(rank)
+    model = build_model(tiny_config()).train()
+    optimizer = torch.optim.SGD(model.query_encoder.parameters(), lr=0.05, momentum=0.9)
+    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    batches = (make_batch(2, seed=10 * i + rank) for i in range(100))
+    step = PretrainStep(wrapped, batches, optimizer, nonfinite=NonFiniteSteps(5))
+
+    def run() -> None:
+        with EventStorage():
+            step.run_step()
+
+    def poison(module: torch.nn.Module, inputs: object, result: torch.Tensor) -> torch.Tensor:
+        return result + (math.nan if rank == 1 else 0.0)
+
+    run()
+    before = everything(step)
+    handles = [
+        lambda: model.key_encoder.global_heads["res4"].out.register_forward_hook(poison),
+        lambda: model.query_encoder.backbone.res3.register_forward_hook(poison),
+    ]
+    for register in handles:
+        handle = register()
+        run()
+        handle.remove()
+    poisoned = everything(step)
+    run()
+    torch.save(
+        {
+            "changed_by_poison": changed(before, poisoned),
+            "changed_by_step": len(changed(poisoned, everything(step))),
+            "undone": step.nonfinite.total,
+            "finite": all(bool(v.isfinite().all()) for v in everything(step).values()),
+            "queue": model.queue.features,
+        },
+        f"{output}/rank{rank}.pt",
+    )
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,169 @@
+"""Steps whose loss, key or gradient is no number leave no trace; collapse is said."""
+
+import logging
+import math
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from detco_d2.engine.guard import MAX_REPORTS, NonFiniteSteps
+from detco_d2.engine.hooks import CollapseHook
+from detco_d2.modeling import detco as detco_module
+
+from ..distributed.test_two_processes import torchrun
+from ..engine.test_pretrain import make_trainer
+
+
+def everything(trainer):
+    """Copies of all that a step may change: both encoders, statistics, queues, momenta."""
+    state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for i, slots in trainer.optimizer.state_dict()["state"].items():
+        state.update({f"optimizer/{i}/{k}": v.clone() for k, v in slots.items() if v is not None})
+    return state
+
+
+def poison_gradient(trainer, value):
+    weight = trainer.model.query_encoder.local_heads["res4"].out.weight
+    return weight.register_hook(lambda grad: grad.fill_(value))
+
+
+def poison_module(module, value):
+    def poison(module, inputs, output):
+        return output + value if isinstance(output, torch.Tensor) else output
+
+    return module.register_forward_hook(poison)
+
+
+POISONS = {
+    "a gradient that is NaN": lambda t: poison_gradient(t, math.nan),
+    "a gradient that is infinite": lambda t: poison_gradient(t, math.inf),
+    "keys of one stage": lambda t: poison_module(
+        t.model.key_encoder.global_heads["res3"].out, math.nan
+    ),
+    "queries of one stage": lambda t: poison_module(
+        t.model.query_encoder.local_heads["res5"].out, math.inf
+    ),
+    "the backbone's activations": lambda t: poison_module(
+        t.model.query_encoder.backbone.stem, math.nan
+    ),
+}
+
+
+class PoisonAt:
+    """Poisons one iteration of a trainer, and looks at the state before and after it."""
+
+    def __init__(self, trainer, poison, iterations):
+        self.trainer, self.poison, self.iterations = trainer, poison, iterations
+        self.before, self.after = [], []
+        self.run_step = trainer._trainer.run_step
+        trainer._trainer.run_step = self
+
+    def __call__(self):
+        if self.trainer.iter not in self.iterations:
+            self.run_step()
+            return
+        self.before.append(everything(self.trainer))
+        handle = self.poison(self.trainer)
+        try:
+            self.run_step()
+        finally:
+            handle.remove()
+            self.after.append(everything(self.trainer))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
+def test_a_step_without_a_number_changes_nothing_bit_for_bit(
+    scenes, tmp_path, caplog, poison, parts
+):
+    trainer = make_trainer(scenes, tmp_path, 4, "SOLVER.ACCUMULATION_STEPS", parts)
+    spy = PoisonAt(trainer, poison, [2])
+    trainer.train()
+    (before,), (after,) = spy.before, spy.after
+    assert before.keys() == after.keys() and any("momentum_buffer" in name for name in before)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert "Step 2 is undone" in caplog.text and "(1 in a row)" in caplog.text
+    assert all(value.isfinite().all() for value in everything(trainer).values())
+    assert trainer.model.queue.num_enqueued == 12  # three steps of four images, not four
+    assert trainer.storage.history("nonfinite_steps").latest() == 1
+
+
+def test_without_the_undoing_that_state_would_differ(scenes, tmp_path, monkeypatch):
+    """So the test above can fail."""
+    monkeypatch.setattr(detco_module.DetCo, "undo_step", lambda self: None)
+    trainer = make_trainer(scenes, tmp_path, 3)
+    spy = PoisonAt(trainer, POISONS["keys of one stage"], [2])
+    trainer.train()
+    differ = [n for n in spy.before[0] if not torch.equal(spy.before[0][n], spy.after[0][n])]
+    assert any("running_mean" in name for name in differ)
+
+
+def test_the_report_names_the_level_the_rate_and_the_files_and_loads_as_data(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 2)
+    PoisonAt(trainer, POISONS["keys of one stage"], [1])
+    trainer.train()
+    report = torch.load(tmp_path / "debug" / "nonfinite_0000001.pt", weights_only=True)
+    bad = sorted(name for name, value in report["losses"].items() if not math.isfinite(value))
+    assert bad == ["loss_gg_res3", "loss_gl_res3"]
+    assert report["iteration"] == 1 and 0 < report["learning_rate"] < 0.03
+    assert len(report["file_name"]) == 4 and report["file_name"][0].endswith(".jpg")
+    assert any("res3" in name for name in report["nonfinite_gradients"])
+    assert report["torch_rng_state"].dtype == torch.uint8 and report["rank"] == 0
+
+
+def test_training_stops_after_so_many_in_a_row_and_the_reports_are_bounded(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 20, "SOLVER.MAX_NONFINITE_STEPS", 4)
+    spy = PoisonAt(trainer, POISONS["keys of one stage"], [0, 1, 3, *range(5, 20)])
+    with pytest.raises(FloatingPointError, match=r"Step 9 is undone.*\(5 in a row\).*allows 4"):
+        trainer.train()
+    assert len(spy.after) == 3 + 5  # not stopped by the three before, between which steps passed
+    reports = sorted(path.name for path in (tmp_path / "debug").iterdir())
+    assert reports == [f"nonfinite_{i:07d}.pt" for i in (0, 1, 3)] and len(reports) == MAX_REPORTS
+    differ = [n for n in spy.before[-1] if not torch.equal(spy.before[-1][n], spy.after[-1][n])]
+    assert differ == []
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(caplog):
+    steps = NonFiniteSteps(1, "/proc/self")  # where no file can be made
+    steps.failed({"iteration": 0, "losses": {"loss": math.nan}})
+    assert "Cannot write /proc/self/nonfinite_0000000.pt" in caplog.text
+
+
+def test_every_process_undoes_the_step_that_went_wrong_on_one(tmp_path):
+    done = torchrun("-m", "tests.faults.poisoned_rank", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        result = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert result["changed_by_poison"] == [], rank
+        assert result["undone"] == 2 and result["finite"]
+        assert result["changed_by_step"] > 100  # the step after counts again
+    queues = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True)["queue"] for r in (0, 1)]
+    assert torch.equal(*queues)
+
+
+def spread_over(hook, values):
+    class Trainer:
+        pass
+
+    trainer = Trainer()
+    hook.trainer = trainer
+    with EventStorage() as trainer.storage:
+        for trainer.iter, (good, bad) in enumerate(values):
+            trainer.storage.put_scalar("spread/global_res2", good)
+            trainer.storage.put_scalar("spread/local_res5", bad)
+            hook.after_step()
+            trainer.storage.step()
+
+
+def test_a_collapse_is_warned_of_for_its_stage_alone(caplog):
+    with caplog.at_level(logging.WARNING):
+        spread_over(CollapseHook(limit=0.02, period=10), [(0.9, 0.001)] * 10)
+    assert caplog.text.count("have collapsed") == 1
+    assert "the local res5 embeddings" in caplog.text and "global res2" not in caplog.text
+
+
+def test_a_moment_of_small_spread_is_no_collapse(caplog):
+    with caplog.at_level(logging.WARNING):
+        spread_over(CollapseHook(limit=0.02, period=10), [(0.9, 0.5)] * 8 + [(0.9, 0.0)] * 2)
+    assert caplog.text == ""
