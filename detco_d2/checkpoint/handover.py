@@ -4,7 +4,9 @@ import logging
 import pickle
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
@@ -12,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from detectron2.utils.file_io import PathManager
 
-from .input_spec import MSRA_SPEC, TORCHVISION_SPEC, InputSpec
+from .input_spec import KEYS, MSRA_SPEC, TORCHVISION_SPEC, InputSpec
 from .names import backbone_slots, describe_resnet, extract_backbone
 from .reading import read_weight_file, tensors_of
 from .saving import DurableCheckpointer
@@ -26,11 +28,63 @@ _CAFFE2_NAMES = {"conv1_w", "res2_0_branch2a_w"}  # blobs that every ResNet of C
 
 def _is_caffe2(data: dict[str, Any]) -> bool:
     """Whether a file is Caffe2's: blobs by name, which a detector's file keeps under `blobs`."""
-    return _CAFFE2_NAMES <= set(data.get("blobs", data))
+    return _CAFFE2_NAMES <= set(_blobs_of(data))
+
+
+def _blobs_of(data: dict[str, Any]) -> dict[str, Any]:
+    return data["blobs"] if isinstance(data.get("blobs"), dict) else data
 
 
 def _spec_of(data: dict[str, Any]) -> dict[str, Any]:
-    return data.get(_SPEC_KEY, MSRA_SPEC if _is_caffe2(data) else TORCHVISION_SPEC)
+    spec = data.get(_SPEC_KEY, MSRA_SPEC if _is_caffe2(data) else TORCHVISION_SPEC)
+    if not isinstance(spec, dict) or not all(_is_setting(spec[key]) for key in KEYS if key in spec):
+        raise ValueError(f"The weights' {_SPEC_KEY} is {spec!r:.200}; it must hold settings.")
+    return spec
+
+
+def _is_setting(value: Any) -> bool:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, (str, int, float)) for item in items)
+
+
+def _as_detectron2_reads(data: dict[str, Any], path: str) -> dict[str, Any]:
+    """What `DetectionCheckpointer._load_file` would return, had it read the file itself.
+
+    It would do so a second time, and with a plain `pickle.load` for a .pkl.
+
+    Raises:
+        ValueError: the model's weights are no dict of tensors.
+    """
+    if "model" not in data:
+        if "model_state" in data:
+            model, author = data["model_state"], "pycls"
+        elif path.endswith(".pkl") or _is_caffe2(data):
+            model, author = _blobs_of(data), "Caffe2"
+        else:
+            model, author = data, ""
+        data = {"model": model}
+        if author:
+            data.update(__author__=author, matching_heuristics=True)
+            drop = "num_batches_tracked" if author == "pycls" else "_momentum"
+            data["model"] = {n: model[n] for n in _names(model) if not str(n).endswith(drop)}
+    model = data["model"]
+    kinds = (torch.Tensor, np.ndarray)
+    strange = [
+        n for n in _names(model) if not isinstance(n, str) or not isinstance(model[n], kinds)
+    ]
+    if strange or not isinstance(model, dict):
+        raise ValueError(f"{path!r} has no tensors of a model under {strange[:5]!r:.200}.")
+    return data
+
+
+def _names(model: Any) -> list[Any]:
+    return list(model) if isinstance(model, dict) else []
+
+
+def _refuse_nonfinite(tensors: dict[str, torch.Tensor], source: str) -> None:
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise ValueError(f"{len(bad)} tensors of {source} hold NaN or infinity: {sorted(bad)[:8]}.")
 
 
 def input_spec_of(path: str) -> dict[str, Any]:
@@ -132,9 +186,11 @@ def place_backbone(
                 placed[target] = backbone[name]
     matched = sum(all(target in placed for target in targets) for targets in slots.values())
     if problems or not slots:
+        shape = describe_resnet(backbone)
+        resnet = f" (those of MODEL.RESNETS {shape})" if shape else ""
         raise ValueError(
-            f"Only {matched} of the model's {len(slots)} backbone tensors are in {source}:\n  "
-            + "\n  ".join(problems)
+            f"Only {matched} of the model's {len(slots)} backbone tensors are in {source}{resnet}:"
+            + "".join(f"\n  {problem}" for problem in problems)
             + "\nThe backbone would start at random. Use a config with the depth and norm of the "
             "weights (MODEL.RESNETS.DEPTH, MODEL.RESNETS.NORM)."
         )
@@ -159,7 +215,9 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = read_weight_file(filename)
-        tensors = tensors_of(data)
+        tensors = tensors_of(_blobs_of(data))
+        if not tensors:
+            raise ValueError(f"{filename!r} has no tensors; its keys are {list(data)[:8]!r:.200}.")
         wanted = set(self.model.state_dict())
         is_whole_model = len(wanted & set(tensors)) > len(wanted) / 2
         if not is_whole_model and (
@@ -171,7 +229,11 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
             return {"model": placed}
         if _is_caffe2(data) or (is_whole_model and _SPEC_KEY in data):
             self.input_spec.load_state_dict(_spec_of(data))
-        return super()._load_file(filename)
+        loaded = _as_detectron2_reads(data, filename)
+        url = getattr(self, "_parsed_url_during_load", None)  # Detectron2's main takes an option
+        if url and parse_qs(url.query).get("matching_heuristics") == ["True"]:
+            loaded["matching_heuristics"] = True
+        return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         # Some Caffe2 files fold BN into scale and bias, and so have no running statistics.
@@ -179,13 +241,12 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
             name.endswith(("_rm", "_running_mean")) for name in checkpoint["model"]
         )
         incompatible = super()._load_model(checkpoint)
-        slots = backbone_slots(self.model.state_dict())
-        expected = {target for targets in slots.values() for target in targets}
-        absent = [
-            key
-            for key in [*incompatible.missing_keys, *(k for k, *_ in incompatible.incorrect_shapes)]
-            if key in expected and not (folded and "running_" in key)
-        ]
+        state = self.model.state_dict()
+        fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+        loaded = {name: tensor for name, tensor in state.items() if name not in fresh}
+        _refuse_nonfinite(loaded, "the weights")
+        expected = {target for targets in backbone_slots(state).values() for target in targets}
+        absent = [key for key in fresh & expected if not (folded and "running_" in key)]
         if absent:
             raise ValueError(
                 f"{len(absent)} of {len(expected)} backbone tensors did not load and would start "
@@ -203,6 +264,7 @@ def check_complete(backbone: dict[str, torch.Tensor], source: str) -> str:
     Raises:
         ValueError: a tensor is missing or of another shape; lists them all.
     """
+    _refuse_nonfinite(backbone, repr(source))
     shape = describe_resnet(backbone)
     if shape is None:
         return f"{len(backbone)} backbone tensors (no ResNet, so not checked against one)."

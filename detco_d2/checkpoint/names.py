@@ -116,6 +116,7 @@ _DEPTHS = {
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
+_WIDEST = 4096  # channels in res2; wider ones are no ResNet's, and a model of them no size to build
 
 
 def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
@@ -130,11 +131,13 @@ def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
     Returns:
         None when they are not a ResNet's.
     """
-    if "res2.0.conv1.weight" not in backbone:
+    first: tuple[int, ...] = getattr(backbone.get("res2.0.conv1.weight"), "shape", ())
+    if len(first) != 4 or not 0 < first[0] <= _WIDEST:
         return None
     bottleneck = "res2.0.conv3.weight" in backbone or "res3.0.conv3.weight" in backbone
     blocks = tuple(
-        1 + max((int(n.split(".")[1]) for n in backbone if n.startswith(f"{stage}.")), default=-1)
+        1
+        + max((int(m[1]) for n in backbone if (m := re.match(rf"{stage}\.(\d+)\.", n))), default=-1)
         for stage in ("res2", "res3", "res4", "res5")
     )
     fitting = [
@@ -144,8 +147,11 @@ def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
     ]
     if not fitting:
         return None
-    width = backbone["res2.0.conv1.weight"].shape[0]
-    if not bottleneck:
-        return {"DEPTH": min(fitting), "RES2_OUT_CHANNELS": width}
-    groups = width // backbone["res2.0.conv2.weight"].shape[1]
-    return {"DEPTH": min(fitting), "NUM_GROUPS": groups, "WIDTH_PER_GROUP": width // groups}
+    width = first[0]
+    if not bottleneck:  # Detectron2 has them in one width
+        return {"DEPTH": min(fitting), "RES2_OUT_CHANNELS": width} if width == 64 else None
+    second: tuple[int, ...] = getattr(backbone.get("res2.0.conv2.weight"), "shape", first)
+    if len(second) != 4 or second[1] == 0 or width % second[1]:
+        return None
+    groups = width // second[1]
+    return {"DEPTH": min(fitting), "NUM_GROUPS": groups, "WIDTH_PER_GROUP": second[1]}

@@ -1,0 +1,144 @@
+"""Merge config files and KEY VALUE pairs without running anything that is in them.
+
+Every mistake becomes one error that names the file or the pair, what was seen and what there is.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+
+def merge_file(cfg: CfgNode, file: str) -> None:
+    """Merge a YAML file, and the files of its `_BASE_`, into a config.
+
+    Raises:
+        FileNotFoundError: no such file, or no such `_BASE_`.
+        ValueError: broken YAML, YAML that would make Python objects, a misspelt key, a value of
+            another type.
+    """
+    _check_files(file, [], [])
+    try:
+        cfg.merge_from_file(file, allow_unsafe=False)
+    except Exception as error:  # yacs, fvcore and Detectron2 raise many types for a wrong file
+        raise _explain(error, cfg, f"Config file {file!r} (or its _BASE_)") from error
+
+
+def merge_pairs(cfg: CfgNode, words: Sequence[Any]) -> None:
+    """Merge KEY VALUE pairs, as a command line has them, into a config.
+
+    Raises:
+        ValueError: a key without a value, a misspelt key, a value of another type.
+    """
+    if len(words) % 2:
+        raise ValueError(
+            f"Expected pairs KEY VALUE, with a blank between, but the last of {len(words)} words, "
+            f"{words[-1]!r}, has no value."
+        )
+    for key, value in zip(words[::2], words[1::2]):
+        source = f"Setting {key} {value!r:.200}"
+        if key not in _keys(cfg):
+            raise _unknown(str(key), cfg, source)
+        if isinstance(lookup(cfg, key), CfgNode):
+            raise ValueError(f"{source}: {key} is a section; set its keys one by one.")
+        try:
+            cfg.merge_from_list([key, value])
+        except Exception as error:  # as above
+            raise _explain(error, cfg, source) from error
+
+
+def lookup(cfg: CfgNode, key: str) -> Any:
+    """The value of a key with dots."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+_MAX_FILES = 50  # of a chain of _BASE_ files, which can be made to branch for ever
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, of which a few lines can stand for any amount of memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"*{event.anchor} is an alias; write the value out instead"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _check_files(file: str, above: list[str], seen: list[str]) -> None:
+    """Refuse a config file that Detectron2 would fail on, wait on, or run.
+
+    Args:
+        file: its path.
+        above: the files whose `_BASE_` led here.
+        seen: all files so far; appended to.
+    """
+    source = f"Config file {file!r}" + (f", the _BASE_ of {above[-1]!r}," if above else "")
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{source} is no local file.")
+    if os.path.realpath(file) in map(os.path.realpath, above):
+        raise ValueError(f"{source} is its own _BASE_: {' -> '.join([*above, file])}.")
+    if len(seen) == _MAX_FILES:
+        raise ValueError(f"Config file {seen[0]!r} has more than {_MAX_FILES} _BASE_ files.")
+    seen.append(file)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            data = yaml.load(stream, _PlainLoader)
+    except Exception as error:  # its scalars raise whatever Python's constructors do
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{source} is no plain YAML{where}: {problem}.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{source} holds a {type(data).__name__}; it must hold KEY: VALUE lines.")
+    bases = data.get("_BASE_", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"_BASE_ of {file!r} is {bases!r}; it must be a path, or a list of them.")
+    for base in bases:
+        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
+        _check_files(base, [*above, file], seen)
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _unknown(key: str, cfg: CfgNode, source: str) -> ValueError:
+    known = list(_keys(cfg))
+    section, _, last = key.upper().rpartition(".")
+    siblings = {
+        name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section
+    }
+    similar = [siblings[name] for name in get_close_matches(last, siblings, n=2, cutoff=0.5)]
+    similar = similar or get_close_matches(key.upper(), known, n=2, cutoff=0.8)
+    similar = similar or [name for name in known if name.rpartition(".")[2] == last]
+    hint = f" Did you mean {' or '.join(similar[:3])}?" if similar else ""
+    return ValueError(f"{source}: there is no key {key}.{hint}")
+
+
+def _explain(error: Exception, cfg: CfgNode, source: str) -> ValueError:
+    """What a failed merge means, in the terms of the one who wrote the config."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    if found := re.search(r"Non-existent (?:config )?key: (.*)", text):
+        return _unknown(found[1], cfg, source)
+    if found := re.search(r"(?s)^Type mismatch .* vs\. (.*)\) for config key: (.*)", text):
+        seen, key = found[1][:200], found[2]
+        now = lookup(cfg, key)
+        if isinstance(now, CfgNode):
+            return ValueError(f"{source}: {key} is {seen}; it must be a section of keys.")
+        return ValueError(
+            f"{source}: {key} is {seen}; it must be of type {type(now).__name__}, such as {now!r}."
+        )
+    return ValueError(f"{source}: {text}")
