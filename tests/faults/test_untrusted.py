@@ -1,0 +1,517 @@
+"""Weight files and configs of strangers: nothing in them runs, and an error names what was tried.
+
+FUZZ_EXAMPLES sets how many inputs each of the fuzzing tests makes.
+"""
+
+import glob
+import io
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from detco_d2.checkpoint.handover import (
+    BackboneCheckpointer,
+    check_complete,
+    input_spec_of,
+    load_backbone,
+)
+from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC, InputSpec
+from detco_d2.checkpoint.reading import read_weight_file, tensors_of
+from detco_d2.config import check_detco_config, load_config
+
+from ..conftest import ROOT, tiny_config
+
+
+class Call:
+    """Pickles as a call, which an unpickler would run."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __call__(self):  # only what can be called is pickled as a function
+        raise NotImplementedError
+
+    def __reduce__(self):
+        return self.call
+
+
+def payloads(marker):
+    """By the name that the error must have: objects that make a file when they are loaded."""
+    command = f"open({str(marker)!r}, 'w')"
+    module = Call(__import__, "os")
+    return {
+        "system": Call(os.system, f"touch {marker}"),
+        "eval": Call(eval, command),
+        "exec": Call(exec, command),
+        "getattr": Call(Call(getattr, module, "system"), f"touch {marker}"),  # first of a chain
+        "Popen": Call(subprocess.Popen, ["touch", str(marker)]),
+    }
+
+
+PAYLOADS = ["system", "eval", "exec", "getattr", "Popen"]
+
+
+def as_pickle(content, protocol):
+    return pickle.dumps(content, protocol)
+
+
+def as_torch(content, protocol):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, pickle_protocol=protocol)
+    return buffer.getvalue()
+
+
+def as_legacy_torch(content, protocol):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+FORMATS = [
+    *((as_pickle, protocol) for protocol in range(6)),
+    *((as_torch, protocol) for protocol in range(6)),
+    *((as_legacy_torch, protocol) for protocol in range(2, 6)),
+]
+NAMES = ["evil.pkl", "evil.pth", "evil.pt", "evil.pth.tar", "evil.pyth", "evil.ckpt", "evil"]
+
+
+def refuses(path, name):
+    """Every way to read the file refuses it, by the name of what it asks for."""
+    cfg = tiny_config()
+    checkpointer = BackboneCheckpointer(torch.nn.Linear(1, 1), input_spec=InputSpec(cfg))
+    for read in (read_weight_file, load_backbone, input_spec_of, checkpointer._load_file):
+        with pytest.raises(ValueError, match=f"Refused the weight file .*{name}") as error:
+            read(str(path))
+        assert "weights_only" not in str(error.value)
+    return True
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.parametrize("write, protocol", FORMATS)
+def test_code_in_a_weight_file_does_not_run_and_is_named(tmp_path, write, protocol, name):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    content = {"model": {"a": payloads(marker)[name]}, "__author__": "x"}
+    path.write_bytes(write(content, protocol))
+    assert refuses(path, name)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("file_name", NAMES)
+@pytest.mark.parametrize("write", [as_pickle, as_torch, as_legacy_torch])
+def test_what_a_file_is_called_opens_no_other_door(tmp_path, write, file_name):
+    marker, path = tmp_path / "marker", tmp_path / file_name
+    path.write_bytes(write({"model_state": payloads(marker)["system"]}, 2))
+    assert refuses(path, "system")
+    assert not marker.exists()
+
+
+def test_code_inside_an_object_array_does_not_run(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "objects.pkl"
+    array = np.array([payloads(marker)["system"]], dtype=object)
+    path.write_bytes(pickle.dumps({"model": {"a": array}}))
+    assert refuses(path, "dtype 'O8'")
+    assert not marker.exists()
+
+
+def test_a_pickle_is_never_given_to_the_plain_unpickler(tmp_path, monkeypatch):
+    path = tmp_path / "R-50.pkl"
+    blobs = {"conv1_w": np.zeros((1, 1)), "res2_0_branch2a_w": np.zeros((1, 1))}
+    path.write_bytes(pickle.dumps({"blobs": blobs | {"conv1_w_momentum": np.zeros(1)}}))
+    monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("read unsafely"))
+    cfg = tiny_config("INPUT.FORMAT", "BGR", "MODEL.RESNETS.STRIDE_IN_1X1", True)
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [103.53, 116.28, 123.675], [1.0, 1.0, 1.0]
+    checkpointer = BackboneCheckpointer(torch.nn.Linear(1, 1), input_spec=InputSpec(cfg))
+    found = checkpointer._load_file(str(path))
+    assert found["__author__"] == "Caffe2" and found["matching_heuristics"]
+    assert found["model"].keys() == blobs.keys()
+
+
+def stored(*instructions):
+    return b"\x80\x02" + b"".join(instructions) + b"."
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value
+
+
+DTYPE = b"cnumpy\ndtype\n"
+EMPTY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+FLOATS = DTYPE + text(b"f8") + b"K\x00K\x01\x87R"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    {
+        # a dtype of pointers under the flags of one without: numpy would follow the file's bytes
+        "pointers": (stored(DTYPE, text(b"V8"), b"K\x00K\x01\x87R"), "dtype 'V8'"),
+        "objects": (stored(DTYPE, text(b"O8"), b"K\x00K\x01\x87R"), "dtype 'O8'"),
+        "a call of ndarray": (stored(b"cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R"), "not callable"),
+        "room for 2**31 objects": (stored(b"}r\xff\xff\xff\x7f"), "numbers objects"),
+        "a string of 2**62": (stored(b"\x8e" + struct.pack("<Q", 2**62)), "expected"),
+        "zeros of 2**40": (stored(b"\x96" + struct.pack("<Q", 2**40)), "expected"),
+        "another encoding": (
+            stored(b"c_codecs\nencode\n", text(b"a" * 99), text(b"hex"), b"\x86R"),
+            "encoding 'hex'",
+        ),
+        "an array that is longer than its bytes": (
+            stored(EMPTY, b"(K\x01J\xff\xff\xff\x7f\x85", FLOATS, b"\x89U\x08" + b"a" * 8, b"tb"),
+            "cannot reshape",
+        ),
+        "one string for many arrays": (
+            stored(
+                b"U\xf0" + b"a" * 240 + b"q\x000",
+                *[EMPTY + b"(K\x01K\x1e\x85" + FLOATS + b"\x89h\x00tb0"] * 9,
+                b"}",
+            ),
+            "more bytes of arrays",
+        ),
+        "no pickle": (b"<!DOCTYPE html><html>404</html>", "opcode b'<' unknown"),
+        "nothing": (b"", "pickle exhausted"),
+        "a number": (stored(b"K\x01"), "holds a int"),
+    }.values(),
+)
+def test_a_forged_pickle_of_arrays_is_refused_by_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "forged.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_weight_file(str(path))
+
+
+def test_forged_flags_of_a_dtype_change_nothing(tmp_path):
+    state = (
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"  # flags of a list of objects
+    )
+    array = EMPTY + b"(K\x01K\x02\x85" + FLOATS + state + b"\x89U\x10" + b"\x00" * 16 + b"tb"
+    path = tmp_path / "flags.pkl"
+    path.write_bytes(stored(b"}U\x01a", array, b"s"))
+    assert read_weight_file(str(path))["a"].tolist() == [0.0, 0.0]
+
+
+def test_a_compressed_archive_is_refused_before_it_unfolds(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(b"0" * 10**6))
+    with pytest.raises(ValueError, match="it is compressed"):
+        read_weight_file(str(path))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(10**12), torch.eye(2).to_sparse(), torch.zeros(2, device="meta")],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_tensors_without_their_numbers_are_named(tensor):
+    with pytest.raises(ValueError, match="Not plain tensors of numbers .*'odd'"):
+        tensors_of({"model": {"odd": tensor, "even": torch.zeros(1)}})
+
+
+def test_folders_and_missing_files_are_said_to_be_so(tmp_path):
+    with pytest.raises(IsADirectoryError, match="are a folder"):
+        read_weight_file(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        read_weight_file(str(tmp_path / "nowhere.pth"))
+
+
+TAGS = {
+    "python/object/apply:os.system": "['touch {}']",
+    "python/object/new:os.system": "['touch {}']",
+    "python/object/apply:builtins.eval": '[\'open("{}", "w")\']',
+    "python/name:os.system": "''",
+    "python/module:os": "''",
+}
+
+
+@pytest.mark.parametrize("in_base", [False, True])
+@pytest.mark.parametrize("tag", TAGS)
+def test_code_in_a_config_does_not_run_and_is_named_with_its_line(tmp_path, tag, in_base):
+    marker, leaf, base = (tmp_path / name for name in ("marker", "leaf.yaml", "base.yaml"))
+    evil = f"VERSION: 2\nOUTPUT_DIR: !!{tag} {TAGS[tag].format(marker)}\n"
+    leaf.write_text("_BASE_: base.yaml\n" if in_base else evil)
+    base.write_text(evil)
+    with pytest.raises(ValueError, match=tag) as error:
+        load_config(str(leaf))
+    assert (base.name if in_base else leaf.name) in str(error.value)
+    assert "line 2" in str(error.value)
+    assert not marker.exists()
+
+
+def test_code_in_a_setting_is_text(tmp_path):
+    marker = tmp_path / "marker"
+    for value in (f"__import__('os').system('touch {marker}')", f"!!python/name:os.{marker}"):
+        cfg = load_config(os.path.join(ROOT, "configs", "detco.yaml"), ["OUTPUT_DIR", value])
+        assert cfg.OUTPUT_DIR == value
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "files, error, message",
+    [
+        ({"a": "_BASE_: a.yaml"}, ValueError, "its own _BASE_: .*a.yaml -> .*a.yaml"),
+        ({"a": "_BASE_: b.yaml", "b": "_BASE_: [a.yaml]"}, ValueError, "b.yaml -> .*a.yaml"),
+        ({"a": "_BASE_: none.yaml"}, FileNotFoundError, "none.yaml', the _BASE_ of '.*a.yaml'"),
+        ({"a": "_BASE_: http://example.com/b.yaml"}, FileNotFoundError, "no local file"),
+        ({"a": "_BASE_: {}"}, ValueError, "_BASE_ of .*; it must be a path"),
+        (
+            {x: f"_BASE_: [{y}.yaml, {y}.yaml]" for x, y in zip("abcdefgh", "bcdefghi")}
+            | {"i": "VERSION: 2"},
+            ValueError,
+            "more than 50 _BASE_ files",
+        ),
+        ({"a": "x: &a [1]\ny: [*a, *a]"}, ValueError, r"line 2: \*a is an alias"),
+        ({"a": "SOLVER:\n  X: [1"}, ValueError, "a.yaml' is no plain YAML, line 2"),
+        ({"a": ""}, ValueError, "holds a NoneType"),
+        ({"a": "- 1"}, ValueError, "holds a list"),
+        ({"a": "\x00\x01\x7f"}, ValueError, "a.yaml' is no plain YAML"),
+        ({"a": "[" * 10**4}, ValueError, "recursion"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, files, error, message):
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    with pytest.raises(error, match=message):
+        load_config(str(tmp_path / "a.yaml"))
+
+
+def test_a_binary_file_is_no_config(tmp_path):
+    path = tmp_path / "model_final.pth"
+    torch.save({"a": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"model_final.pth' is no plain YAML"):
+        load_config(str(path))
+    with pytest.raises(FileNotFoundError, match="no local file"):
+        load_config(str(tmp_path))
+
+
+fuzz = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 300)),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return InputSpec(tiny_config())
+
+
+def mutations(content):
+    """A file with bytes overwritten, cut out, doubled; seldom as it was."""
+    edit = st.tuples(st.integers(0, len(content)), st.integers(0, 8), st.binary(max_size=8))
+
+    def apply(edits):
+        result = content
+        for start, removed, added in edits:
+            result = result[:start] + added + result[start + removed :]
+        return result
+
+    return st.lists(edit, min_size=1, max_size=4).map(apply)
+
+
+def small_weights():
+    names = ["conv1.weight", "layer1.0.conv1.weight", "bn1.running_var"]
+    tensors = {name: torch.arange(4.0).reshape(1, 1, 2, 2) for name in names}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return [
+        *(as_torch({"state_dict": tensors, "epoch": 3}, 2), as_legacy_torch({"model": tensors}, 2)),
+        *(as_pickle({"model": arrays, "input_spec": TORCHVISION_SPEC}, p) for p in (0, 2, 5)),
+    ]
+
+
+def read_in_every_way(content, folder):
+    """
+    Returns:
+        whether the file was read to its end.
+    """
+    path = folder / "weights"
+    path.write_bytes(content)
+    try:
+        input_spec_of(str(path))
+        backbone, _, _ = load_backbone(str(path))
+        check_complete(backbone, "fuzz")
+    except ValueError:
+        return False
+    return True
+
+
+@given(content=st.sampled_from(small_weights()).flatmap(mutations))
+@fuzz
+def test_damaged_weight_files_are_read_or_refused(folder, content):
+    read_in_every_way(content, folder)
+
+
+def instructions(marker):
+    """Single instructions of a pickle, most with a use for weights, some hostile."""
+    strings = ["f4", "latin1", "V8", "O", "a", "conv1.weight", "model", str(marker)]
+    names = [
+        *("os mkdir", "builtins getattr", "builtins bytes", "collections OrderedDict"),
+        *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct"),
+        *("numpy._core.multiarray scalar", "numpy._core.numeric _frombuffer", "_codecs encode"),
+        *("torch._utils _rebuild_tensor_v2", "torch FloatStorage", "builtins bytearray"),
+    ]
+    byte = st.integers(0, 255).map(lambda value: bytes([value]))
+    word = st.binary(min_size=4, max_size=4)
+    return st.one_of(
+        st.sampled_from([bytes([code]) for code in b"(.0125)]}tlduasebRoNQ\x85\x86\x87\x88\x89"]),
+        st.sampled_from([bytes([code]) for code in b"\x81\x8f\x90\x91\x92\x93\x94\x97\x98"]),
+        st.sampled_from(strings).map(lambda value: text(value.encode())),
+        st.sampled_from(names).map(lambda value: b"c%s\n" % value.replace(" ", "\n").encode()),
+        st.sampled_from(names).map(lambda value: b"i%s\n" % value.replace(" ", "\n").encode()),
+        byte.map(lambda value: b"K" + value),
+        byte.map(lambda value: b"h" + value),
+        byte.map(lambda value: b"q" + value),
+        word.map(lambda value: b"J" + value),
+        word.map(lambda value: b"r" + value),
+        word.map(lambda value: b"B" + value),
+        st.binary(max_size=20).map(lambda value: b"U" + bytes([len(value)]) + value),
+        st.binary(min_size=8, max_size=8).map(lambda value: b"\x96" + value),
+        st.sampled_from([EMPTY, FLOATS, b"}", b"]", b")", b"C\x08aaaaaaaa", b"\x89"]),
+    )
+
+
+@given(data=st.data())
+@fuzz
+def test_pickles_of_random_instructions_are_read_or_refused(folder, data):
+    marker = folder / "marker"
+    body = b"".join(data.draw(st.lists(instructions(marker), max_size=30)))
+    opening = data.draw(st.sampled_from([b"\x80\x02", b"\x80\x04", b""]))
+    content = opening + body + data.draw(st.sampled_from([b".", b"0}.", b""]))
+    if data.draw(st.booleans()):  # the same in torch's archive
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("a/data.pkl", content)
+            archive.writestr("a/version", "3\n")
+        content = buffer.getvalue()
+    read_in_every_way(content, folder)
+    assert not marker.exists()
+
+
+tensors = st.builds(
+    lambda shape, dtype: torch.ones(shape).to(dtype),
+    st.lists(st.integers(0, 3), max_size=5),
+    st.sampled_from([torch.float32, torch.float16, torch.bool, torch.complex64, torch.int64]),
+)
+names = st.sampled_from(
+    [
+        *("conv1.weight", "layer1.0.conv1.weight", "module.layer1.0.conv1.weight", "x.weight"),
+        *("res2.0.conv1.weight", "res2.0.conv2.weight", "res2.0.conv3.weight", "res2.x.y"),
+        *("query_encoder.backbone.res2.0.conv1.weight", "backbone.res5.weight", "conv1_w"),
+        *("weight", "bias", "model", "state_dict", "model_state", "blobs", "input_spec"),
+        *("__author__", "matching_heuristics", "res2_0_branch2a_w", "INPUT.FORMAT"),
+    ]
+)
+contents = st.recursive(
+    tensors | st.integers() | st.text(max_size=3) | st.none() | st.booleans(),
+    lambda inner: st.dictionaries(names | st.integers(), inner, max_size=6),
+)
+
+
+@given(content=st.dictionaries(names | st.integers(), contents, max_size=6), pickled=st.booleans())
+@fuzz
+def test_weight_files_of_any_contents_load_or_are_refused(folder, spec, content, pickled):
+    def arrays(value):
+        if isinstance(value, dict):
+            return {name: arrays(item) for name, item in value.items()}
+        return value.numpy() if isinstance(value, torch.Tensor) else value
+
+    data = as_pickle(arrays(content), 4) if pickled else as_torch(content, 2)
+    read_in_every_way(data, folder)
+    path = folder / ("any.pkl" if pickled else "any.pth")
+    path.write_bytes(data)
+    model = torch.nn.Linear(1, 1)
+    checkpointer = BackboneCheckpointer(model, input_spec=spec)
+    try:
+        checkpointer.load(str(path), checkpointables=[])
+    except ValueError:
+        pass
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+SHIPPED = sorted(glob.glob(os.path.join(ROOT, "configs", "**", "*.yaml"), recursive=True))
+
+
+def load_any(file, pairs=()):
+    try:
+        check_detco_config(load_config(str(file), pairs))
+    except (ValueError, FileNotFoundError) as error:
+        assert str(error)
+        return False
+    return True
+
+
+PAIRED = ["MODEL.DETCO", "SOLVER.BASE_LR", "MODEL.DEVICE.c", "_BASE_", "VERSION", "", "MODEL."]
+PAIRED += [f"MODEL.DETCO.{key}" for key in ("STAGES", "STAGE_WEIGHTS", "FAMILIES", "MOMENTUM")]
+PAIRED += [f"INPUT.DETCO.{key}" for key in ("GLOBAL_SCALE", "COLOR_JITTER", "LOCAL_SIZE")]
+PAIRED += ["INPUT.FORMAT", "MODEL.PIXEL_STD", "MODEL.RESNETS.OUT_FEATURES", "DATASETS.TRAIN"]
+literals = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+values = literals | literals.map(repr) | st.text(max_size=12)
+
+
+@given(pairs=st.lists(st.tuples(st.sampled_from(PAIRED) | st.text(max_size=8), values), max_size=3))
+@fuzz
+def test_any_settings_are_taken_or_refused(pairs):
+    words = [word for pair in pairs for word in pair]
+    load_any(os.path.join(ROOT, "configs", "detco.yaml"), words)
+
+
+lines = st.sampled_from(
+    [
+        *("MODEL:", "  DETCO:", "    STAGES: [res2]", "    MOMENTUM: .nan", "_BASE_: a.yaml"),
+        *("_BASE_: fuzz.yaml", "SOLVER: {BASE_LR: 1e-3}", "  WEIGHTS: !!python/name:os.system x"),
+        *("VERSION: 1", "VERSION: []", "? [a]", ": b", "- c", "&a *a", "<<: *a", "!!int x"),
+        *("%YAML 9.9", "---", "...", "a: 2020-99-99", "!!binary =", "'", '"', "|", "\t", "{}}"),
+    ]
+)
+
+
+@given(content=st.lists(lines | st.text(max_size=12), max_size=8).map("\n".join) | st.binary())
+@fuzz
+def test_any_text_is_a_config_or_refused(folder, content):
+    path = folder / "fuzz.yaml"
+    data = content.encode(errors="surrogatepass") if isinstance(content, str) else content
+    path.write_bytes(data)
+    load_any(path)
+
+
+@pytest.fixture(scope="module")
+def copied(folder):
+    shutil.copytree(os.path.join(ROOT, "configs"), folder / "configs")
+    return folder / "configs"
+
+
+@given(data=st.data())
+@fuzz
+def test_damaged_configs_are_taken_or_refused(copied, data):
+    name = data.draw(st.sampled_from(SHIPPED))
+    with open(name, "rb") as file:
+        content = data.draw(mutations(file.read()))
+    path = copied / os.path.relpath(os.path.dirname(name), os.path.join(ROOT, "configs"))
+    (path / "damaged.yaml").write_bytes(content)
+    load_any(path / "damaged.yaml")
+
+
+def test_an_undamaged_file_of_each_kind_is_read(folder):
+    """What the tests above start from is good, so that they do not fuzz a refusal."""
+    for content in small_weights():
+        (folder / "good").write_bytes(content)
+        assert len(load_backbone(str(folder / "good"))[0]) == 3
+    for file in SHIPPED:
+        assert load_config(file).VERSION == 2
