@@ -2,11 +2,12 @@
 
 Position p of the stream is image `order(p // N)[p % N]` of N, with its augmentations drawn from a
 generator seeded with (seed, p). Iteration t of batch B reads positions tB .. tB+B-1, whatever the
-number of processes and workers, so resuming needs no state but the iteration.
+number of processes and workers, so resuming needs no state but the iteration. Where an image cannot
+be read, others are drawn from (seed, p) until one can.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 
 from ..compat import build_train_loader
+from .decode import UnreadableImage
 
-_ORDER, _VIEWS = 0, 1  # kinds of draws; shards.py has 2 to 4
+_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws; shards.py has 2 to 4
+_MAX_UNREADABLE = 100  # in a row: this is no damaged file, but a damaged folder
 
 
 def pack_images(images: list[dict[str, Any]]) -> DatasetFromList:
@@ -34,6 +37,35 @@ def map_seeded(mapper: Callable[[Any], Any], item: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return mapper(item)
+
+
+def map_readable(
+    mapper: Callable[[Any], Any], candidates: Iterable[dict[str, Any]], seed: int
+) -> Any:
+    """The sample of the first candidate that can be read.
+
+    Returns:
+        what the mapper makes of it with this seed; if others could not be read, `bad_images` in it
+        is the list of their (path, reason).
+
+    Raises:
+        RuntimeError: a hundred candidates in a row cannot be read.
+    """
+    bad: dict[tuple[str, str], None] = {}  # a set in the order of the candidates
+    for image in itertools.islice(candidates, _MAX_UNREADABLE):
+        try:
+            sample = map_seeded(mapper, image, seed)
+        except UnreadableImage as error:
+            bad[error.path, error.reason] = None
+            continue
+        if bad:
+            sample["bad_images"] = list(bad)
+        return sample
+    first = "\n".join(f"  {path!r}: {reason}" for path, reason in itertools.islice(bad, 5))
+    raise RuntimeError(
+        f"{_MAX_UNREADABLE} images of DATASETS.TRAIN that were tried in a row, {len(bad)} of them "
+        f"different, cannot be read; the first are:\n{first}"
+    )
 
 
 class StreamSampler(torch.utils.data.Sampler):
@@ -75,16 +107,28 @@ class StreamDataset(torch.utils.data.Dataset):
             self._order = (epoch, torch.randperm(len(self), generator=generator))
         return int(self._order[1][offset])
 
+    def candidates(self, position: int) -> Iterator[dict[str, Any]]:
+        """The image at a stream position, then those that replace it if it cannot be read."""
+        yield self.images[self.index_at(position)]
+        for attempt in itertools.count():
+            yield self.images[mix_seed(self.seed, _REPLACEMENT, position, attempt) % len(self)]
+
     def __getitem__(self, position: int) -> Any:
-        image = self.images[self.index_at(position)]
-        return map_seeded(self.mapper, image, mix_seed(self.seed, _VIEWS, position))
+        seed = mix_seed(self.seed, _VIEWS, position)
+        return map_readable(self.mapper, self.candidates(position), seed)
 
 
 def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the views of N samples; `file_name` becomes a list."""
-    batch: dict[str, Any] = {"file_name": [sample["file_name"] for sample in samples]}
+    """Stack the views of N samples; `file_name` becomes a list.
+
+    `bad_images` is the list of all (path, reason) of the batch, not one entry an image.
+    """
+    batch: dict[str, Any] = {
+        "file_name": [sample["file_name"] for sample in samples],
+        "bad_images": [pair for sample in samples for pair in sample.get("bad_images", ())],
+    }
     for view in samples[0]:
-        if view != "file_name":
+        if view not in batch:
             batch[view] = torch.stack([sample[view] for sample in samples])
     return batch
 

@@ -32,6 +32,17 @@ def _expected_paths(metadata: Metadata) -> list[tuple[str, str]]:
     return [(found["image_root"], "**/*.JPEG")] if "image_root" in found else []
 
 
+def describe_folder(folder: str) -> str:
+    """What a path is that should be a folder of images, and where it may have been meant to be."""
+    path = Path(folder).absolute()
+    kind = "a folder" if os.path.isdir(path) else "a file" if os.path.exists(path) else "not there"
+    parent = next((str(p) for p in path.parents if os.path.isdir(p)), None)
+    return (
+        f"{str(path)!r} is {kind} (the nearest folder above that exists is {parent!r}; "
+        f"DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS')!r})"
+    )
+
+
 def check_datasets(names: Sequence[str], key: str) -> None:
     """Refuse data sets that are unknown, or whose files are not where they are expected.
 
@@ -50,7 +61,8 @@ def check_datasets(names: Sequence[str], key: str) -> None:
             close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
             raise ValueError(
                 f"{key} names {name!r}, which is neither a registered data set nor an existing "
-                f"folder. Nearest registered names: {close or 'none'}."
+                f"folder. Nearest registered names: {close or 'none'}. As a path, "
+                f"{describe_folder(name)}."
             )
         metadata = MetadataCatalog.get(name)
         if str(metadata.get("evaluator_type")).startswith("cityscapes"):

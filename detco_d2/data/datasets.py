@@ -13,11 +13,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
-from .check import check_datasets
+from .check import check_datasets, describe_folder
 from .cityscapes import make_train_id_files
 from .synthetic import register_scenes, write_scenes
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 logger = logging.getLogger(__name__)
 
@@ -25,27 +25,40 @@ logger = logging.getLogger(__name__)
 def list_images(folder: str) -> list[dict[str, Any]]:
     """All images below a folder, sorted by path, as Detectron2 data-set dicts.
 
+    Links are followed, and a folder that is reached in several ways is read once. A link to a file
+    that is not there counts as an image, which training will find unreadable.
+
     Raises:
         FileNotFoundError: there is no such folder, or no image in it; says what was tried.
+        PermissionError, OSError: a folder in it cannot be read; names it.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        parent = next((p for p in root.absolute().parents if p.exists()), None)
-        raise FileNotFoundError(
-            f"No folder {str(root.absolute())!r} (the nearest that exists is {str(parent)!r}; "
-            f"DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS')!r})."
-        )
-    files = [
-        os.path.join(directory, name)
-        for directory, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(IMAGE_EXTENSIONS)
-    ]
+    # Detectron2 opens paths after `link/..` has been struck out of them, which may lead elsewhere.
+    root = os.path.realpath(folder) if ".." in Path(folder).parts else folder
+    if not os.path.isdir(root):
+        raise FileNotFoundError(describe_folder(root))
+    files: list[str] = []
+    seen: set[str] = set()
+    for directory, folders, names in os.walk(root, onerror=_stop, followlinks=True):
+        folders.sort()  # so that the same one of several ways is taken everywhere
+        real = os.path.realpath(directory)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [
+            os.path.join(directory, name)
+            for name in names
+            if name.lower().endswith(IMAGE_EXTENSIONS)
+        ]
     if not files:
-        raise FileNotFoundError(
-            f"No image below {str(root.absolute())!r}; looked for {', '.join(IMAGE_EXTENSIONS)}."
-        )
+        looked_for = f"looked for {', '.join(IMAGE_EXTENSIONS)}"
+        raise FileNotFoundError(f"No image below: {describe_folder(root)}; {looked_for}.")
     return [{"file_name": name, "image_id": i} for i, name in enumerate(sorted(files))]
+
+
+def _stop(error: OSError) -> None:
+    """Of os.walk, which would leave out what it cannot read."""
+    raise type(error)(f"{error}: a folder below one of DATASETS.TRAIN cannot be read.") from error
 
 
 def register_by_name(names: Sequence[str]) -> None:

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..config import required_views
+from .decode import UnreadableImage, decode_image
 from .jigsaw import cut_jigsaw, cut_jigsaw_batch, draw_jigsaw
 from .photometric import Photometric, apply_batched, apply_exact, apply_fast, pack
 from .views import Pyramid, ViewDraw, ViewSettings, build_view_transform, safe_reduction
 
 # The modes that sample without antialiasing, and may decode at a reduced scale.
 _FAST = ("fast", "device")
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class DetCoDatasetMapper:
@@ -38,6 +38,8 @@ class DetCoDatasetMapper:
         patch_size: int,
         image_format: str,
         augmentation: str,
+        min_side: int,
+        max_pixels: int,
     ) -> None:
         """
         Args:
@@ -47,6 +49,7 @@ class DetCoDatasetMapper:
             patch_size: side of the nine patches in pixels.
             image_format: channel order of the result, "RGB" or "BGR".
             augmentation: "pil", "exact", "fast" or "device" (see INPUT.DETCO.AUGMENTATION).
+            min_side, max_pixels: of an image; any other is unreadable.
 
         Raises:
             ValueError: an image format other than these two.
@@ -62,6 +65,8 @@ class DetCoDatasetMapper:
         self.patch_size = patch_size
         self.image_format = image_format
         self.augmentation = augmentation
+        self.min_side = min_side
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -89,6 +94,8 @@ class DetCoDatasetMapper:
             "patch_size": node.PATCH_SIZE,
             "image_format": cfg.INPUT.FORMAT,
             "augmentation": node.AUGMENTATION,
+            "min_side": node.MIN_SIDE,
+            "max_pixels": node.MAX_PIXELS,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +106,7 @@ class DetCoDatasetMapper:
             instead.
 
         Raises:
-            RuntimeError: the file cannot be decoded; names the file.
+            UnreadableImage: the file cannot be decoded; names it.
         """
         image: Any = self.decode(dataset_dict)
         sample: dict[str, Any] = {"file_name": dataset_dict["file_name"]}
@@ -114,22 +121,25 @@ class DetCoDatasetMapper:
         """An RGB image, upright; smaller than the file's where the fast modes cannot see it.
 
         Raises:
-            RuntimeError: the file cannot be decoded; names it.
+            UnreadableImage: the file cannot be opened or decoded; names it.
         """
-        file_name, content = dataset_dict["file_name"], dataset_dict.get("image_bytes")
+        path, content = dataset_dict["file_name"], dataset_dict.get("image_bytes")
         try:
-            with io.BytesIO(content) if content else PathManager.open(file_name, "rb") as file:
-                image = Image.open(file)
-                if self.augmentation in _FAST:
-                    width, height = image.size
-                    reduction = safe_reduction(width, height, list(self.settings.values()))
-                    image.draft(image.mode, (width // reduction, height // reduction))
-                image.load()
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            return image if image.mode == "RGB" else image.convert("RGB")
-        except Exception as error:
-            raise RuntimeError(f"Cannot read the image {file_name!r}: {error}") from error
+            with PathManager.open(path, "rb") if content is None else io.BytesIO(content) as file:
+                return decode_image(
+                    file,
+                    min_side=self.min_side,
+                    max_pixels=self.max_pixels,
+                    reduction=self._reduction,
+                )
+        except UnreadableImage as error:
+            raise UnreadableImage(error.reason, path) from error
+        except (OSError, ValueError) as error:  # of opening; a path may not hold a zero byte
+            raise UnreadableImage(f"{type(error).__name__}: {error}", path) from error
+
+    def _reduction(self, width: int, height: int) -> int:
+        fast = self.augmentation in _FAST
+        return safe_reduction(width, height, list(self.settings.values())) if fast else 1
 
     def _make_view(self, image: Any, view: str) -> dict[str, torch.Tensor]:
         draw, drawn = self.draws[view], Photometric()

@@ -5,6 +5,7 @@ dealt to the consumers; each reads its own through a shuffle buffer. The order f
 seed, the epoch and the number of consumers, so resuming needs no state but the iteration.
 """
 
+import collections
 import glob
 import itertools
 import logging
@@ -18,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.utils import comm
 
-from .build import collate_views, map_seeded, mix_seed
+from .build import collate_views, map_readable, mix_seed
 from .datasets import IMAGE_EXTENSIONS
 
-_ORDER, _BUFFER, _VIEWS = 2, 3, 4  # kinds of draws; 0 and 1 are those of build.py
+_ORDER, _BUFFER, _VIEWS = 2, 3, 4  # kinds of draws; build.py has the others
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class ShardStream(torch.utils.data.IterableDataset):
 
     All consumers take the same number of images in an epoch, so no process runs ahead. What the
     others have more than the smallest share is left out of that epoch, a different part each time.
+    An image that cannot be read is replaced by the consumer's next that can, which comes again in
+    its own place.
     """
 
     def __init__(
@@ -149,7 +152,8 @@ class ShardStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         """
         Raises:
-            RuntimeError: a shard cannot be read, or holds less than was counted.
+            RuntimeError: a shard cannot be read, or holds less than was counted; or a hundred
+                images in a row cannot be read.
             ValueError: the loader has not the workers that the stream was made for.
         """
         info = torch.utils.data.get_worker_info()
@@ -160,17 +164,21 @@ class ShardStream(torch.utils.data.IterableDataset):
         worker = (worker + self.start_iter) % workers
         delivered = self.batch_size * len(range(worker, self.start_iter, workers))
         consumer = self.rank * workers + worker
-        number = 0
+        images = self._images(consumer, delivered)
+        ahead: collections.deque[dict[str, Any]] = collections.deque()
+        for number in itertools.count(delivered):
+            image = ahead.popleft() if ahead else next(images)
+            candidates = itertools.chain([image], _look_ahead(ahead, images))
+            seed = mix_seed(self.seed, _VIEWS, consumer, number)
+            yield map_readable(self.mapper, candidates, seed)
+
+    def _images(self, consumer: int, skip: int) -> Iterator[dict[str, Any]]:
+        """A consumer's images of all epochs, still encoded, without the first `skip`."""
         for epoch in itertools.count():
             paths, length = self._deal(epoch, consumer)
-            if number + length <= delivered:
-                number += length
-                continue
-            for image in self._read(paths, length, epoch, consumer):
-                if number >= delivered:
-                    seed = mix_seed(self.seed, _VIEWS, consumer, number)
-                    yield map_seeded(self.mapper, image, seed)
-                number += 1
+            if skip < length:
+                yield from itertools.islice(self._read(paths, length, epoch, consumer), skip, None)
+            skip = max(0, skip - length)
 
     def _deal(self, epoch: int, consumer: int) -> tuple[list[str], int]:
         """The shards of a consumer in an epoch, and how many images every consumer takes."""
@@ -300,6 +308,16 @@ def _count_images(path: str) -> int:
             f"The tar shard {path!r} holds no image; looked for {', '.join(IMAGE_EXTENSIONS)}."
         )
     return count
+
+
+def _look_ahead(
+    ahead: collections.deque[dict[str, Any]], images: Iterator[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """What comes next: images that were pulled ahead, then more, which are kept there too."""
+    yield from tuple(ahead)
+    for image in images:
+        ahead.append(image)
+        yield image
 
 
 def _pick_images(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,183 @@
+"""The bytes of an image file -> an upright RGB image of 8 bits, or a reason why not.
+
+What becomes of each kind of file:
+
+- Grey, palette, 1-bit, CMYK, YCbCr and Lab images as Pillow converts them, without ICC profiles.
+- 16-bit grey is scaled, 65535 to 255; integers beyond 16 bits and floating point are refused, as
+  nothing says which of their values is white.
+- Transparency (alpha, or a colour that means transparent) is laid over white.
+- The orientation of the EXIF data is applied. Of an animation the first frame is taken.
+
+A file that is cut is refused by Pillow. One whose end is zeros, as a full disk leaves it, may
+decode, since zeros are valid compressed data; so a JPEG must reach its end mark, and a PNG's pixel
+data must have its checksums. Other formats have nothing to check: zeros in a WebP, BMP, PPM or
+TIFF, or single changed bytes within a JPEG, stay unseen where they decode.
+"""
+
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+Image.init()  # otherwise Pillow knows its rarer formats only after it has met an unknown one
+# Not all of them: the reader of EPS, for one, runs another program. JPEG includes MPO.
+_WANTED = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+
+_ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}
+# A JPEG marker, other than those within compressed data: stuffing, fill bytes and restarts.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]", re.DOTALL)
+
+
+class UnreadableImage(RuntimeError):
+    """An image file that cannot be used.
+
+    Attributes:
+        reason: why, in one sentence.
+        path: the file, where it is known.
+    """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(f"Cannot read the image {path!r}: {reason}" if path else reason)
+        self.reason = reason
+        self.path = path
+
+
+def decode_image(
+    file: BinaryIO,
+    *,
+    min_side: int,
+    max_pixels: int,
+    reduction: Callable[[int, int], int] = lambda width, height: 1,
+) -> Image.Image:
+    """Decode strictly, whatever Pillow's global switches are set to.
+
+    Args:
+        file: the encoded image; nothing beyond its header is read before its size is known.
+        min_side: INPUT.DETCO.MIN_SIDE.
+        max_pixels: INPUT.DETCO.MAX_PIXELS.
+        reduction: by what a JPEG of this width and height may be decoded smaller, at most.
+
+    Raises:
+        UnreadableImage: for whatever reason; no other exception leaves.
+    """
+    try:
+        with _strict(max_pixels):
+            image = Image.open(file, "r", FORMATS)
+            width, height = image.size
+            if min(width, height) < min_side:
+                reason = f"smaller than INPUT.DETCO.MIN_SIDE ({min_side}): {width} x {height}"
+                raise UnreadableImage(reason)
+            if width * height > max_pixels:
+                raise Image.DecompressionBombError(f"{width} x {height}")
+            _check_whole(image.format, file)
+            factor = reduction(width, height)
+            image.draft(image.mode, (width // factor, height // factor))
+            image.load()
+            return _upright(_to_rgb(image), image)
+    except UnreadableImage:
+        raise
+    except Image.DecompressionBombError as error:
+        reason = f"more pixels than INPUT.DETCO.MAX_PIXELS ({max_pixels}): {error}"
+        raise UnreadableImage(reason) from error
+    except UnidentifiedImageError as error:  # its text holds an address in memory
+        raise UnreadableImage(f"no image, or none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _strict(max_pixels: int) -> Iterator[None]:
+    """Pillow without the laxness that another library may have set, and without its warnings."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_whole(kind: str | None, file: BinaryIO) -> None:
+    """Refuse what Pillow would decode although its end is missing."""
+    checks = {"JPEG": _jpeg_ends, "MPO": _jpeg_ends, "PNG": _png_sums}
+    if check := checks.get(kind or ""):
+        position = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(position)
+        if not check(content):
+            raise UnreadableImage("damaged: the compressed pixels are incomplete or changed")
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Whether the end mark comes before the bytes end, or the next image of the file begins."""
+    position = 2
+    while match := _MARKER.search(content, position):
+        position = match.end()
+        if match[0] in (b"\xff\xd8", b"\xff\xd9"):
+            return match[0] == b"\xff\xd9"
+        # Skipped as a whole, since a thumbnail in it has marks of its own.
+        position += int.from_bytes(content[position : position + 2], "big")
+    return False
+
+
+def _png_sums(content: bytes) -> bool:
+    """Whether the checksums of the pixel data are right, which Pillow does not look at."""
+    position = 8
+    while position + 12 <= len(content):
+        size, name = struct.unpack_from(">I4s", content, position)
+        end = position + 8 + size
+        total = zlib.crc32(memoryview(content)[position + 4 : end])
+        if name == b"IDAT" and total.to_bytes(4, "big") != content[end : end + 4]:
+            return False
+        position = end + 4
+    return True
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as one of mode RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit PNG is "I" in Pillow 9.5, "I;16" in newer ones
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnreadableImage(f"integers beyond 16 bits ({values.min()} to {values.max()})")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels, whose range is unknown")
+    image = image.convert(_STRAIGHT_ALPHA.get(image.mode, image.mode))
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _upright(pixels: Image.Image, opened: Image.Image) -> Image.Image:
+    """Turn the pixels as the EXIF data of the opened file says."""
+    if opened.format == "TIFF":
+        return pixels  # Pillow has turned it, though 9.5 still says that it is to be turned
+    try:
+        method = _UPRIGHT.get(opened.getexif().get(_ORIENTATION))
+    except Exception:  # damaged notes are no damage to the pixels
+        method = None
+    return pixels if method is None else pixels.transpose(method)
