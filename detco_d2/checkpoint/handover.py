@@ -55,30 +55,28 @@ def _as_detectron2_reads(data: dict[str, Any], path: str) -> dict[str, Any]:
     Raises:
         ValueError: the model's weights are no dict of tensors.
     """
-    if "model" not in data:
-        if "model_state" in data:
-            model, author = data["model_state"], "pycls"
-        elif path.endswith(".pkl") or _is_caffe2(data):
-            model, author = _blobs_of(data), "Caffe2"
-        else:
-            model, author = data, ""
-        data = {"model": model}
-        if author:
-            data.update(__author__=author, matching_heuristics=True)
-            drop = "num_batches_tracked" if author == "pycls" else "_momentum"
-            data["model"] = {n: model[n] for n in _names(model) if not str(n).endswith(drop)}
-    model = data["model"]
+    if "model" in data:
+        loaded = data
+    elif "model_state" in data:
+        loaded = _of_other_names(data["model_state"], "pycls", without="num_batches_tracked")
+    elif path.endswith(".pkl") or _is_caffe2(data):
+        loaded = _of_other_names(_blobs_of(data), "Caffe2", without="_momentum")
+    else:
+        loaded = {"model": data}
+    model = loaded["model"] if isinstance(loaded["model"], dict) else {}
     kinds = (torch.Tensor, np.ndarray)
-    strange = [
-        n for n in _names(model) if not isinstance(n, str) or not isinstance(model[n], kinds)
-    ]
-    if strange or not isinstance(model, dict):
-        raise ValueError(f"{path!r} has no tensors of a model under {strange[:5]!r:.200}.")
-    return data
+    strange = [n for n, v in model.items() if not isinstance(n, str) or not isinstance(v, kinds)]
+    if strange or not model:
+        raise ValueError(
+            f"{path!r} holds other things than a model's tensors: {strange[:5]!r:.200}."
+        )
+    return loaded
 
 
-def _names(model: Any) -> list[Any]:
-    return list(model) if isinstance(model, dict) else []
+def _of_other_names(model: Any, author: str, without: str) -> dict[str, Any]:
+    if isinstance(model, dict):
+        model = {name: value for name, value in model.items() if not str(name).endswith(without)}
+    return {"model": model, "__author__": author, "matching_heuristics": True}
 
 
 def _refuse_nonfinite(tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -240,7 +238,10 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
         folded = checkpoint.get("__author__") == "Caffe2" and not any(
             name.endswith(("_rm", "_running_mean")) for name in checkpoint["model"]
         )
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except (AssertionError, LookupError) as error:  # of Detectron2's matching by name
+            raise ValueError(f"The weights' names match no part of the model: {error}") from error
         state = self.model.state_dict()
         fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
         loaded = {name: tensor for name, tensor in state.items() if name not in fresh}

@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import shutil
+import string
 import struct
 import subprocess
 import zipfile
@@ -15,6 +16,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -304,14 +306,18 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
+noise = st.binary(max_size=8)
+typing = st.text(string.printable, max_size=8)  # what a keyboard can do
+
+
 @pytest.fixture(scope="module")
 def spec():
     return InputSpec(tiny_config())
 
 
-def mutations(content):
-    """A file with bytes overwritten, cut out, doubled; seldom as it was."""
-    edit = st.tuples(st.integers(0, len(content)), st.integers(0, 8), st.binary(max_size=8))
+def mutations(content, added):
+    """A file with a few pieces of at most 8 bytes taken out, and others put in."""
+    edit = st.tuples(st.integers(0, len(content)), st.integers(0, 8), added)
 
     def apply(edits):
         result = content
@@ -348,48 +354,63 @@ def read_in_every_way(content, folder):
     return True
 
 
-@given(content=st.sampled_from(small_weights()).flatmap(mutations))
+@given(content=st.sampled_from(small_weights()).flatmap(lambda good: mutations(good, noise)))
 @fuzz
 def test_damaged_weight_files_are_read_or_refused(folder, content):
     read_in_every_way(content, folder)
 
 
-def instructions(marker):
-    """Single instructions of a pickle, most with a use for weights, some hostile."""
+GLOBALS = [
+    *("os mkdir", "builtins getattr", "builtins bytes", "collections OrderedDict"),
+    *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct"),
+    *("numpy._core.multiarray scalar", "numpy._core.numeric _frombuffer", "_codecs encode"),
+    *("torch._utils _rebuild_tensor_v2", "torch FloatStorage", "builtins bytearray"),
+]
+
+
+def pickled_values(marker):
+    """Instructions that leave one object: nonsense, but such that an unpickler goes far."""
     strings = ["f4", "latin1", "V8", "O", "a", "conv1.weight", "model", str(marker)]
-    names = [
-        *("os mkdir", "builtins getattr", "builtins bytes", "collections OrderedDict"),
-        *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct"),
-        *("numpy._core.multiarray scalar", "numpy._core.numeric _frombuffer", "_codecs encode"),
-        *("torch._utils _rebuild_tensor_v2", "torch FloatStorage", "builtins bytearray"),
-    ]
-    byte = st.integers(0, 255).map(lambda value: bytes([value]))
-    word = st.binary(min_size=4, max_size=4)
-    return st.one_of(
-        st.sampled_from([bytes([code]) for code in b"(.0125)]}tlduasebRoNQ\x85\x86\x87\x88\x89"]),
-        st.sampled_from([bytes([code]) for code in b"\x81\x8f\x90\x91\x92\x93\x94\x97\x98"]),
-        st.sampled_from(strings).map(lambda value: text(value.encode())),
-        st.sampled_from(names).map(lambda value: b"c%s\n" % value.replace(" ", "\n").encode()),
-        st.sampled_from(names).map(lambda value: b"i%s\n" % value.replace(" ", "\n").encode()),
-        byte.map(lambda value: b"K" + value),
-        byte.map(lambda value: b"h" + value),
-        byte.map(lambda value: b"q" + value),
-        word.map(lambda value: b"J" + value),
-        word.map(lambda value: b"r" + value),
-        word.map(lambda value: b"B" + value),
+    constant = st.one_of(
+        st.sampled_from(
+            [b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f", b"h\x00", EMPTY, FLOATS]
+        ),
+        st.sampled_from([text(value.encode()) for value in strings]),
+        st.integers(0, 255).map(lambda value: bytes([ord("K"), value])),
+        st.integers(-(2**31), 2**31 - 1).map(lambda value: b"J" + struct.pack("<i", value)),
         st.binary(max_size=20).map(lambda value: b"U" + bytes([len(value)]) + value),
-        st.binary(min_size=8, max_size=8).map(lambda value: b"\x96" + value),
-        st.sampled_from([EMPTY, FLOATS, b"}", b"]", b")", b"C\x08aaaaaaaa", b"\x89"]),
+        st.binary(min_size=1, max_size=5).map(lambda value: b"\x8a" + bytes([len(value)]) + value),
     )
+    function = st.sampled_from([f"c{name}\n".replace(" ", "\n").encode() for name in GLOBALS])
+
+    def compound(inner):
+        many = st.lists(inner, max_size=4).map(b"".join)
+        return st.one_of(
+            many.map(lambda items: b"(" + items + b"t"),
+            many.map(lambda items: b"](" + items + b"e"),
+            st.lists(inner, max_size=3).map(lambda items: b"}(" + b"".join(items * 2) + b"u"),
+            st.tuples(function, many).map(lambda call: call[0] + b"(" + call[1] + b"tR"),
+            st.tuples(function, inner).map(lambda call: call[0] + call[1] + b"\x81"),
+            st.tuples(inner, many).map(lambda pair: pair[0] + b"(" + pair[1] + b"tb"),
+            st.tuples(inner, inner).map(lambda pair: pair[0] + pair[1] + b"b"),
+            st.tuples(inner, st.sampled_from([b"q\x00", b"Q", b"2", b"0", b"\x94", b"\x93"])).map(
+                b"".join
+            ),
+        )
+
+    return st.recursive(constant | function, compound, max_leaves=25)
 
 
 @given(data=st.data())
 @fuzz
 def test_pickles_of_random_instructions_are_read_or_refused(folder, data):
     marker = folder / "marker"
-    body = b"".join(data.draw(st.lists(instructions(marker), max_size=30)))
-    opening = data.draw(st.sampled_from([b"\x80\x02", b"\x80\x04", b""]))
-    content = opening + body + data.draw(st.sampled_from([b".", b"0}.", b""]))
+    body = data.draw(pickled_values(marker))
+    if data.draw(st.booleans()):
+        body = b"}" + text(b"model") + body + b"s"
+    content = b"\x80\x02" + body + b"."
+    if data.draw(st.booleans()):
+        content = data.draw(mutations(content, noise))
     if data.draw(st.booleans()):  # the same in torch's archive
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
@@ -482,12 +503,29 @@ lines = st.sampled_from(
 )
 
 
-@given(content=st.lists(lines | st.text(max_size=12), max_size=8).map("\n".join) | st.binary())
+documents = st.dictionaries(
+    st.sampled_from(["MODEL", "INPUT", "SOLVER"]),
+    st.dictionaries(
+        st.sampled_from(["DETCO", "BASE_LR", "WEIGHTS", "RESNETS", "FORMAT", "DEPTH"]),
+        literals | st.dictionaries(st.sampled_from(["STAGES", "MOMENTUM", "NORM"]), literals),
+    ),
+).map(lambda content: yaml.safe_dump(content, allow_unicode=True))
+
+
+@given(content=documents)
+@fuzz
+def test_any_yaml_is_a_config_or_refused(folder, content):
+    path = folder / "document.yaml"
+    base = f"_BASE_: {ROOT}/configs/detco.yaml\n" if "MODEL" in content else ""
+    path.write_bytes((base + content).encode(errors="surrogatepass"))
+    load_any(path)
+
+
+@given(content=st.lists(lines | typing | st.text(max_size=3), max_size=8))
 @fuzz
 def test_any_text_is_a_config_or_refused(folder, content):
     path = folder / "fuzz.yaml"
-    data = content.encode(errors="surrogatepass") if isinstance(content, str) else content
-    path.write_bytes(data)
+    path.write_bytes("\n".join(content).encode(errors="surrogatepass"))
     load_any(path)
 
 
@@ -501,10 +539,10 @@ def copied(folder):
 @fuzz
 def test_damaged_configs_are_taken_or_refused(copied, data):
     name = data.draw(st.sampled_from(SHIPPED))
-    with open(name, "rb") as file:
-        content = data.draw(mutations(file.read()))
+    with open(name, encoding="utf-8") as file:
+        content = data.draw(mutations(file.read(), typing))
     path = copied / os.path.relpath(os.path.dirname(name), os.path.join(ROOT, "configs"))
-    (path / "damaged.yaml").write_bytes(content)
+    (path / "damaged.yaml").write_text(content, encoding="utf-8")
     load_any(path / "damaged.yaml")
 
 
