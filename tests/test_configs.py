@@ -4,10 +4,10 @@ import glob
 import os
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from detco_d2.config import add_detco_config, apply_supervised_baseline
+from detco_d2.config import apply_supervised_baseline
+from detco_d2.config import load_config as read_config
 
 from .conftest import ROOT, load_config
 
@@ -286,11 +286,7 @@ EXPECTED = {
 
 def merged(config, *settings):
     """A config as its files and the settings give it, before it is adapted to the machine."""
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    cfg.merge_from_file(os.path.join(ROOT, "configs", config))
-    cfg.merge_from_list(list(settings))
-    return cfg
+    return read_config(os.path.join(ROOT, "configs", config), settings)
 
 
 @pytest.mark.parametrize("config", EXPECTED)

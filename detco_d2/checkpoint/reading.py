@@ -4,6 +4,7 @@ import io
 import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,10 @@ def _globals(pickles: bytes) -> list[str]:
 
 
 def _read_arrays(content: bytes) -> Any:
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        # Python makes room for as many objects at once as the largest number says, up to 2**32
-        if "PUT" in str(opcode.name) and int(argument or 0) > number:
-            raise ValueError("it numbers objects that it does not have")
-    return _ArrayUnpickler(content).load()
+    try:
+        return _ArrayUnpickler(content).load()
+    except (EOFError, KeyError) as error:  # it ends too early, or has an unknown instruction
+        raise ValueError("it is neither a torch file nor a whole pickle") from error
 
 
 # What pickles of arrays ask for, and the methods of _ArrayMaker that stand for it.
@@ -133,12 +133,18 @@ _KNOWN = {
 }
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class _ArrayUnpickler(_PythonUnpickler):
     """Makes text, numbers, containers, and arrays of numbers (Detectron2's and MoCo's .pkl files).
 
     numpy's own functions trust the pickle: with a forged dtype they take bytes for pointers. So
     others stand for them here; methods, since a pickle can set attributes of functions and classes.
+    Python's unpickler in Python, since that in C makes room for as much as a pickle announces.
     """
+
+    dispatch = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")  # as Python 2 wrote its bytes
@@ -150,6 +156,12 @@ class _ArrayUnpickler(pickle.Unpickler):
         if method is None:
             raise ValueError(_asks_for(asked))
         return getattr(self._maker, method) if method else None
+
+    def load_bytearray8(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(size)))  # Python's makes it first, and then reads
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 class _ArrayMaker:

@@ -1,11 +1,9 @@
 """A backbone goes from one side to the other without a tensor lost or a feature changed."""
 
 import os
-import pickle
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -14,7 +12,6 @@ from detectron2.modeling import build_backbone, build_model
 
 from detco_d2.checkpoint.handover import BackboneCheckpointer, load_backbone, save_backbone
 from detco_d2.checkpoint.input_spec import InputSpec
-from detco_d2.checkpoint.reading import read_weight_file
 
 from ..conftest import ROOT, load_config, tiny_config
 
@@ -212,34 +209,3 @@ def test_a_file_without_a_backbone_is_refused(tmp_path):
     torch.save(torchvision.models.vgg11(num_classes=2).features.state_dict(), path)
     with pytest.raises(ValueError, match="no backbone of a known layout"):
         load_backbone(path)
-
-
-class _Hostile:
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-@pytest.mark.parametrize("extension", ["pkl", "pth"])
-def test_a_hostile_file_runs_nothing_and_is_named(tmp_path, extension):
-    marker, path = tmp_path / "marker", str(tmp_path / f"evil.{extension}")
-    content = {"model": _Hostile(f"touch {marker}"), "__author__": "evil"}
-    if extension == "pkl":
-        with open(path, "wb") as file:
-            pickle.dump(content, file)
-    else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match="(?s)Refused the weight file .*system"):
-        read_weight_file(path)
-    assert not marker.exists()
-
-
-def test_numpy_pickles_are_read(tmp_path):
-    path = str(tmp_path / "arrays.pkl")
-    with open(path, "wb") as file:
-        pickle.dump({"model": {"a": np.arange(3.0)}, "__author__": "x"}, file)
-    assert read_weight_file(path)["model"]["a"].tolist() == [0, 1, 2]
-    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
-        read_weight_file(str(tmp_path / "nowhere.pth"))

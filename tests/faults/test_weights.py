@@ -1,0 +1,209 @@
+"""Wrong weights: each kind is refused with a reason, or taken as it should be."""
+
+import pickle
+
+import pytest
+import torch
+import torchvision
+from detectron2.modeling import build_model
+
+from detco_d2.checkpoint.handover import (
+    BackboneCheckpointer,
+    check_complete,
+    load_backbone,
+    save_backbone,
+)
+from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC, InputSpec
+from detco_d2.checkpoint.names import torchvision_to_detectron2
+
+from ..conftest import load_config
+
+C4, FPN = (f"coco/mask_rcnn_R_50_{name}_1x.yaml" for name in ("C4", "FPN"))
+SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"
+R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+
+
+def save(tmp_path, content, name="weights.pth"):
+    path = tmp_path / name
+    if name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    return str(path)
+
+
+def load_into(path, config=FPN, settings=R18):
+    """The state of a model that has loaded the file."""
+    torch.manual_seed(0)
+    cfg = load_config(config, *settings)
+    model = build_model(cfg)
+    BackboneCheckpointer(model, input_spec=InputSpec(cfg)).load(path, checkpointables=[])
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    torch.manual_seed(1)
+    return torchvision.models.resnet18().state_dict()
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """A whole detector's state, on a ResNet-18 with an FPN."""
+    torch.manual_seed(2)
+    return build_model(load_config(FPN, *R18)).state_dict()
+
+
+def same(state, resnet18, prefix="backbone.bottom_up."):
+    names = {torchvision_to_detectron2(name): name for name in resnet18}
+    names.pop(None)
+    assert len(names) == 100  # 20 convolutions and their norms
+    return all(
+        torch.equal(state[prefix + new], resnet18[old].float()) for new, old in names.items()
+    )
+
+
+def test_resnet_18_into_resnet_50_is_refused_by_shapes_and_by_the_depth_to_set(tmp_path, resnet18):
+    path = save(tmp_path, resnet18)
+    with pytest.raises(ValueError, match="MODEL.RESNETS {'DEPTH': 18, 'RES2_OUT_CH") as error:
+        load_into(path, FPN, [])
+    assert "Only 77 of the model's 265 backbone tensors" in str(error.value)
+    assert "res2.0.conv1.weight (64, 64, 1, 1): (64, 64, 3, 3) in the weights" in str(error.value)
+
+
+OTHERS = {
+    "VGG": lambda: torchvision.models.vgg11(num_classes=2).features,
+    "ViT": lambda: torchvision.models.VisionTransformer(32, 16, 1, 2, 32, 32),
+}
+
+
+@pytest.mark.parametrize("name, count", [("weights.pth", 100), ("weights.pkl", 60)])
+@pytest.mark.parametrize("network", OTHERS)
+def test_another_network_is_refused(tmp_path, network, name, count):
+    """A .pkl counts as Caffe2's, which may lack the 40 running statistics."""
+    content = OTHERS[network]().state_dict()
+    if name.endswith(".pkl"):
+        content = {key: value.numpy() for key, value in content.items()}
+    path = save(tmp_path, content, name)
+    with pytest.raises(ValueError, match=f"{count} of 100 backbone tensors did not load"):
+        load_into(path)
+    with pytest.raises(ValueError, match="no backbone of a known layout"):
+        load_backbone(path)
+
+
+def test_of_another_detector_the_backbone_is_taken(tmp_path, detector):
+    path = save(tmp_path, {"model": detector})
+    found = load_into(path, SEGMENTATION, [*R18, "MODEL.RESNETS.RES5_DILATION", 1])
+    for name in found:
+        if name.startswith("backbone.") and "num_batches" not in name:
+            source = name.replace("backbone.", "backbone.bottom_up.")
+            assert torch.equal(found[name], detector[source]), name
+
+
+@pytest.mark.parametrize(
+    "content, keys",
+    [({}, "[]"), ({"model": {}}, "['model']"), ({"epoch": 3, "args": {"lr": 1.0}}, "'epoch'")],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl"])
+def test_a_file_without_tensors_is_refused_by_its_keys(tmp_path, content, keys, name):
+    with pytest.raises(ValueError, match="has no tensors; its keys are") as error:
+        load_into(save(tmp_path, content, name))
+    assert keys in str(error.value)
+
+
+def test_the_prefix_of_parallel_training_is_taken_off_a_backbone(tmp_path, resnet18):
+    path = save(tmp_path, {"state_dict": {f"module.{k}": v for k, v in resnet18.items()}})
+    assert same(load_into(path), resnet18)
+
+
+def test_the_prefix_of_parallel_training_is_taken_off_a_whole_detector(tmp_path, detector):
+    path = save(tmp_path, {"model": {f"module.{k}": v for k, v in detector.items()}})
+    found = load_into(path)
+    assert all(torch.equal(found[name], detector[name]) for name in detector)
+
+
+def test_half_precision_becomes_single(tmp_path, resnet18):
+    halves = {name: v.half() if v.is_floating_point() else v for name, v in resnet18.items()}
+    state = load_into(save(tmp_path, halves))
+    assert state["backbone.bottom_up.stem.conv1.weight"].dtype == torch.float32
+    assert same(state, halves)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_none_are_refused_by_the_tensors_they_are_in(
+    tmp_path, resnet18, detector, value
+):
+    broken = {name: tensor.clone() for name, tensor in resnet18.items()}
+    broken["layer3.1.bn2.running_var"][7] = value
+    path = save(tmp_path, broken)
+    with pytest.raises(
+        ValueError, match="1 tensors of .* NaN or infinity: .*res4.1.conv2.norm.run"
+    ):
+        load_into(path)
+    backbone, _, _ = load_backbone(path)
+    with pytest.raises(
+        ValueError, match="1 tensors of .* NaN or infinity: .*res4.1.conv2.norm.run"
+    ):
+        check_complete(backbone, path)
+    whole = {**detector, "proposal_generator.rpn_head.conv.bias": torch.full((256,), value)}
+    with pytest.raises(ValueError, match="1 tensors of .* NaN or infinity: .*rpn_head.conv.bias"):
+        load_into(save(tmp_path, {"model": whole}))
+
+
+def test_a_pycls_file_loads_by_its_names(tmp_path, detector):
+    state = {name: tensor for name, tensor in detector.items() if "bottom_up" in name}
+    path = save(
+        tmp_path, {"model_state": {**state, "x.num_batches_tracked": torch.tensor(1)}}, "a.pyth"
+    )
+    found = load_into(path)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [(3, "3"), ({"INPUT.FORMAT": torch.zeros(2)}, "tensor"), ({"MODEL.PIXEL_STD": [None]}, "None")],
+)
+def test_input_settings_of_a_wrong_form_are_refused(tmp_path, resnet18, spec, said):
+    path = save(tmp_path, {"model": resnet18, "input_spec": spec})
+    with pytest.raises(ValueError, match=f"input_spec is .*{said}.*; it must hold settings"):
+        load_into(path)
+
+
+def stages_of_torchvision(model, x):
+    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
+    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = layer(x)
+        yield x
+
+
+@pytest.mark.parametrize("depth, settings", [(18, R18), (50, [])])
+def test_a_backbone_goes_to_torchvision_and_back_with_the_same_features(tmp_path, depth, settings):
+    torch.manual_seed(3)
+    cfg = load_config(SEGMENTATION, *settings, "MODEL.RESNETS.RES5_DILATION", 1)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    first, second = build_model(cfg).backbone.double(), build_model(cfg).backbone.double()
+    for name, tensor in first.state_dict().items():
+        if "norm" in name and "num_batches" not in name:
+            tensor.copy_(0.5 + torch.rand(tensor.shape))
+    own = first.state_dict()
+
+    there = getattr(torchvision.models, f"resnet{depth}")().double()
+    names = {name: torchvision_to_detectron2(name) for name in there.state_dict()}
+    there.load_state_dict({old: own[new] for old, new in names.items() if new}, strict=False)
+
+    backbone, source, _ = load_backbone(save(tmp_path, there.state_dict()))
+    assert source == "ResNet under torchvision names"
+    save_backbone(str(tmp_path / "back.pth"), backbone, TORCHVISION_SPEC)
+    back, _, spec = load_backbone(str(tmp_path / "back.pth"))
+    assert spec == TORCHVISION_SPEC
+    assert back.keys() == {name for name in own if "num_batches" not in name}
+    assert all(torch.equal(back[name], own[name]) for name in back)
+    second.load_state_dict(back, strict=False)
+
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = first.eval()(images)
+        returned = second.eval()(images)
+        for stage, found in zip(expected, stages_of_torchvision(there.eval(), images)):
+            assert torch.allclose(found, expected[stage], rtol=1e-6), stage
+            assert torch.allclose(returned[stage], expected[stage], rtol=1e-6), stage
