@@ -1,0 +1,396 @@
+"""Bad images: refused with a reason, replaced by the seed alone, reported; all others are used."""
+
+import io
+import itertools
+import os
+import tarfile
+import tempfile
+import traceback
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils import comm
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from detco_d2.data.build import StreamDataset, StreamSampler, build_pretrain_loader
+from detco_d2.data.datasets import list_images
+from detco_d2.data.decode import UnreadableImage, decode_image
+from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.shards import ShardStream, find_shards
+
+from ..conftest import load_config
+from ..data.test_decode import decode, encode, photo, pixel, refuse
+
+
+def cut(content):
+    return content[: len(content) * 6 // 10]
+
+
+def zero_fill(content):
+    return cut(content) + bytes(len(content) - len(cut(content)))
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("damage", [cut, zero_fill])
+def test_a_jpeg_that_lacks_its_end_is_refused_also_when_decoded_smaller(
+    damage, progressive, factor
+):
+    content = encode(photo(), "JPEG", quality=95, subsampling=0, progressive=progressive)
+    assert decode(content, factor=factor).size == (160 // factor, 120 // factor)
+    refuse(damage(content), "damaged", factor=factor)
+
+
+def test_zeros_at_the_end_that_pillow_decodes_as_an_image_are_refused():
+    for kind, options in (("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {})):
+        content = zero_fill(encode(photo((128, 96)), kind, **options))
+        Image.open(io.BytesIO(content)).load()  # no error
+        refuse(content, "damaged: the compressed pixels are incomplete or changed")
+
+
+def test_a_changed_byte_in_the_pixels_of_a_png_is_refused():
+    content = bytearray(encode(photo()))
+    content[-30] ^= 1
+    refuse(bytes(content), "damaged|broken")
+
+
+def test_the_end_mark_of_a_thumbnail_or_of_a_second_image_does_not_count():
+    options = {"quality": 95, "subsampling": 0}
+    thumbnail = encode(photo((32, 24)), "JPEG")
+    content = encode(photo(), "JPEG", comment=thumbnail, **options)
+    if thumbnail not in content:  # Pillow before 9.4 writes no comment
+        mark = b"\xff\xfe" + (len(thumbnail) + 2).to_bytes(2, "big")
+        content = content[:2] + mark + thumbnail + content[2:]
+    assert decode(content).size == (160, 120)
+    refuse(zero_fill(content), "damaged")
+    refuse(zero_fill(encode(photo(), "JPEG", **options)) + thumbnail, "damaged")
+
+
+def test_a_jpeg_with_anything_behind_its_end_is_used():
+    content = encode(photo(), "JPEG")
+    expected = decode(content).tobytes()
+    movie = encode(photo(seed=1), "MPO", save_all=True, append_images=[photo(seed=2)])
+    for more in (bytes(4096), b"ftypmp42" * 1000, movie):
+        assert decode(content + more).tobytes() == expected
+    assert decode(movie).tobytes() == decode(encode(photo(seed=1), "JPEG")).tobytes()
+
+
+@pytest.mark.parametrize("lax", [False, True])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "MPO"])
+def test_a_file_of_any_format_that_is_cut_is_refused(kind, lax, monkeypatch):
+    """Also when another library has made Pillow lax."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lax)
+    refuse(cut(encode(photo(), kind)), r"\w")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lax
+
+
+def test_an_empty_file_and_a_web_page_are_no_images():
+    for content in (b"", b"<html><body>404 Not Found</body></html>"):
+        assert " 0x" not in str(refuse(content, "no image, or none of JPEG, PNG"))
+
+
+def test_no_other_program_is_run_for_a_rare_format():
+    """Pillow hands EPS to Ghostscript."""
+    refuse(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n", "none of JPEG")
+
+
+def test_a_png_that_is_called_jpg_is_used(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encode(photo()))
+    (image,) = list_images(str(tmp_path))
+    mapper = DetCoDatasetMapper(load_config("detco.yaml"))
+    assert mapper.decode(image).tobytes() == photo().tobytes()
+
+
+def test_what_cannot_be_opened_is_unreadable_and_named(tmp_path):
+    mapper = DetCoDatasetMapper(load_config("detco.yaml"))
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to("nowhere")
+    for name, why in (("folder", "IsADirectory"), ("link", "FileNotFound"), ("z\0", "null byte")):
+        path = str(tmp_path / f"{name}.jpg")
+        with pytest.raises(UnreadableImage, match=why) as caught:
+            mapper.decode({"file_name": path})
+        assert str(caught.value) == f"Cannot read the image {path!r}: {caught.value.reason}"
+        assert caught.value.path == path
+    with pytest.raises(UnreadableImage, match="no image"):
+        mapper.decode({"file_name": "shard.tar/a.jpg", "image_bytes": b""})
+
+
+def test_a_keyboard_interrupt_is_no_bad_image():
+    class Interrupted(io.BytesIO):
+        def read(self, *args):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode_image(Interrupted(), min_side=1, max_pixels=10)
+
+
+def test_an_image_below_min_side_is_refused_in_either_direction():
+    for size in ((1, 1), (1, 5000), (5000, 1), (15, 300)):
+        reason = rf"smaller than INPUT.DETCO.MIN_SIDE \(16\): {size[0]} x {size[1]}"
+        refuse(encode(Image.new("RGB", size)), reason, min_side=16)
+    assert decode(encode(Image.new("RGB", (16, 16))), min_side=16).size == (16, 16)
+
+
+@pytest.mark.parametrize("augmentation", ["pil", "exact", "fast", "device"])
+def test_the_narrowest_images_of_a_lowered_min_side_make_views(augmentation):
+    options = ["INPUT.DETCO.MIN_SIDE", 1, "INPUT.DETCO.AUGMENTATION", augmentation]
+    mapper = DetCoDatasetMapper(load_config("detco.yaml", *options))
+    for size in ((1, 1), (1, 5000), (5000, 1)):
+        sample = mapper({"file_name": "", "image_bytes": encode(Image.new("RGB", size), "JPEG")})
+        assert sample["global_query"].numel() == 3 * 224 * 224
+
+
+def test_a_header_that_claims_2500_megapixels_allocates_nothing(monkeypatch):
+    content = bytearray(encode(Image.new("RGB", (8, 8))))
+    content[16:24] = (50_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", lambda image: pytest.fail("allocates"))
+    refuse(
+        bytes(content), "more pixels than INPUT.DETCO.MAX_PIXELS .89478485.", max_pixels=89478485
+    )
+
+
+def test_max_pixels_is_the_limit_whatever_pillow_is_set_to(monkeypatch):
+    content = encode(Image.new("L", (100, 100)))
+    for limit in (None, 50, 10**9):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for pixels in (9999, 6000, 100):  # Pillow would warn at the first two, and use the image
+            refuse(
+                content, f"more pixels than INPUT.DETCO.MAX_PIXELS .{pixels}.", max_pixels=pixels
+            )
+        assert decode(content, max_pixels=10_000).size == (100, 100)
+        assert Image.MAX_IMAGE_PIXELS == limit
+
+
+def test_the_limits_of_the_config_reach_the_decoder():
+    image = {"file_name": "a.png", "image_bytes": encode(Image.new("L", (100, 50)))}
+    for key, value in (("MIN_SIDE", 51), ("MAX_PIXELS", 4999)):
+        with pytest.raises(UnreadableImage, match=rf"'a.png': .*INPUT.DETCO.{key} \({value}\)"):
+            DetCoDatasetMapper(load_config("detco.yaml", f"INPUT.DETCO.{key}", value)).decode(image)
+    large = {"file_name": "a.png", "image_bytes": encode(Image.new("1", (9600, 9600)))}
+    config = load_config("detco.yaml", "INPUT.DETCO.MAX_PIXELS", 10**8)
+    with pytest.raises(UnreadableImage, match="9600 x 9600"):
+        DetCoDatasetMapper(load_config("detco.yaml")).decode(large)
+    assert DetCoDatasetMapper(config).decode(large).size == (9600, 9600)
+
+
+SMALL = ["moco_v2.yaml", "INPUT.DETCO.GLOBAL_SIZE", 16]
+BROKEN = ["03.jpg", "11.jpg", "17.jpg"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """20 images, of which one is cut, one is empty, and one is a web page."""
+    contents = [encode(photo(seed=i), "JPEG") for i in range(20)]
+    contents[3], contents[11], contents[17] = cut(contents[3]), b"", b"<html></html>"
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(content)
+    return tmp_path
+
+
+def batches(folder, count=10, mapper=None, **options):
+    defaults = dict(total_batch_size=4, num_workers=0, seed=5)
+    mapper = mapper or DetCoDatasetMapper(load_config(*SMALL))
+    loader = build_pretrain_loader(list_images(str(folder)), mapper, **{**defaults, **options})
+    return list(itertools.islice(iter(loader), count))
+
+
+def names(batch):
+    return [os.path.basename(name) for name in batch["file_name"]]
+
+
+def test_a_run_uses_the_readable_images_and_reports_the_others(folder):
+    found = batches(folder)  # 40 positions: two epochs
+    used = [name for batch in found for name in names(batch)]
+    assert set(used) == {f"{i:02d}.jpg" for i in range(20)} - set(BROKEN)
+    assert len(used) == 40
+    reported = [pair for batch in found for pair in batch["bad_images"]]
+    assert {os.path.basename(path) for path, _ in reported} == set(BROKEN)
+    reasons = {os.path.basename(path): reason for path, reason in reported}
+    assert reasons["11.jpg"] == reasons["17.jpg"] != reasons["03.jpg"]
+    assert any(not batch["bad_images"] for batch in found)
+
+
+def test_workers_processes_and_resumes_change_no_replacement(folder, monkeypatch):
+    straight = batches(folder)
+    others = {
+        "two workers": batches(folder, num_workers=2),
+        "resumed": batches(folder, 4) + batches(folder, 6, start_iter=4),
+    }
+    for found in others.values():
+        for ours, theirs in zip(found, straight, strict=True):
+            assert ours["file_name"] == theirs["file_name"]
+            assert ours["bad_images"] == theirs["bad_images"]
+            assert torch.equal(ours["global_key"], theirs["global_key"])
+    stream = StreamDataset(list_images(str(folder)), DetCoDatasetMapper(load_config(*SMALL)), 5)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        for position in itertools.takewhile(lambda p: p < 40, StreamSampler(0)):
+            batch, place = straight[position // 4], position % 4
+            sample = stream[position]
+            assert sample["file_name"] == batch["file_name"][place]
+            assert torch.equal(sample["global_key"], batch["global_key"][place])
+            assert set(sample.get("bad_images", ())) <= set(batch["bad_images"])
+
+
+def test_the_replacement_changes_with_the_seed_and_the_position_alone(folder):
+    mapper = DetCoDatasetMapper(load_config(*SMALL))
+    images = list_images(str(folder))
+    streams = [StreamDataset(images, mapper, seed) for seed in (5, 5, 6)]
+
+    def replacements(stream):
+        found = {}
+        for position in range(60):
+            name = images[stream.index_at(position)]["file_name"]
+            if os.path.basename(name) in BROKEN:
+                found[position] = os.path.basename(stream[position]["file_name"])
+        return found
+
+    ours, again, theirs = map(replacements, streams)
+    assert ours == again and len(ours) == 9
+    assert len(set(ours.values())) > 3 and ours != theirs
+    position = next(iter(ours))  # the views are those that the replacement has at this place
+    alone = DetCoDatasetMapper(load_config(*SMALL))
+    only = [{"file_name": str(folder / ours[position])}] * 20
+    view = StreamDataset(only, alone, 5)[position]["global_key"]
+    assert torch.equal(view, streams[0][position]["global_key"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_of_broken_files_stops_at_once_and_names_five(tmp_path, workers):
+    for i in range(20):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(cut(encode(photo(seed=i), "JPEG")))
+    with pytest.raises(RuntimeError, match="100 images of DATASETS.TRAIN that were") as caught:
+        batches(tmp_path, num_workers=workers)
+    traceback.clear_frames(caught.tb)  # left to the garbage collection, workers take 10 s to end
+    message = str(caught.value)
+    lines = message[message.index("the first are:") :].splitlines()[1:]
+    assert len([line for line in lines if ".jpg': damaged: the comp" in line]) == 5
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
+def test_an_error_of_the_views_is_no_bad_image(folder, error, monkeypatch):
+    def fail(*args):
+        raise error("a bug")
+
+    mapper = DetCoDatasetMapper(load_config(*SMALL))
+    monkeypatch.setattr(mapper, "_make_view", fail)
+    with pytest.raises(error, match="a bug"):
+        batches(folder, mapper=mapper)
+
+
+def test_the_finished_batch_holds_views_alone(folder):
+    mapper = DetCoDatasetMapper(load_config(*SMALL))
+    batch = next(batch for batch in batches(folder, mapper=mapper) if batch["bad_images"])
+    assert set(mapper.finish(batch, torch.device("cpu"))) == {"global_query", "global_key"}
+
+
+TINY = photo((24, 20))
+SEEDS = {
+    "JPEG": encode(TINY, "JPEG"),
+    "progressive": encode(TINY, "JPEG", progressive=True),
+    "EXIF": encode(TINY, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\1\3\0\1\0\0\0\6\0\0\0"),
+    "CMYK": encode(TINY.convert("CMYK"), "JPEG"),
+    "MPO": encode(TINY, "MPO", save_all=True, append_images=[TINY]),
+    "PNG": encode(TINY),
+    "APNG": encode(TINY, save_all=True, append_images=[TINY.rotate(90)]),
+    "palette": encode(TINY.quantize(8), transparency=1),
+    "16-bit": encode(pixel("I;16", 999)),
+    "GIF": encode(TINY.quantize(8), "GIF", save_all=True, append_images=[TINY.rotate(90)]),
+    "BMP": encode(TINY, "BMP"),
+    "PPM": encode(TINY, "PPM"),
+    "text PPM": b"P3 4 4 255\n" + b"1 2 3 " * 16,
+    "TIFF": encode(TINY, "TIFF"),
+    "LZW": encode(TINY, "TIFF", compression="tiff_lzw"),
+    "WebP": encode(TINY, "WEBP"),
+    "animated WebP": encode(TINY, "WEBP", save_all=True, append_images=[TINY.rotate(90)]),
+}
+# What to do, where (a share of the file, often near the header), and with which bytes.
+MUTATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "insert", "cut", "remove", "zero"]),
+        st.floats(0, 1) | st.floats(0, 1).map(lambda share: share**4),
+        st.binary(min_size=1, max_size=4),
+    ),
+    min_size=1,
+    max_size=3,
+)
+FUZZ = dict(deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
+
+
+def mutate(content, mutations):
+    for what, share, new in mutations:
+        at = int(share * len(content))
+        if what == "flip":
+            old = content[at : at + len(new)]
+            changed = bytes(a ^ b for a, b in zip(old, new))
+            content = content[:at] + changed + content[at + len(old) :]
+        elif what == "insert":
+            content = content[:at] + new + content[at:]
+        elif what == "remove":
+            content = content[:at] + content[at + len(new) :]
+        else:
+            content = content[:at] + (bytes(len(content) - at) if what == "zero" else b"")
+    return content
+
+
+def check_mutant(kind, mutations):
+    """Whether the mutated file is an image; any outcome but an image and a refusal fails."""
+    try:
+        image = decode(mutate(SEEDS[kind], mutations), max_pixels=100_000, factor=2)
+    except UnreadableImage as error:
+        assert error.reason and " at 0x" not in error.reason
+        return False
+    assert image.mode == "RGB" and 1 <= image.width * image.height <= 100_000
+    assert len(image.tobytes()) == 3 * image.width * image.height
+    return True
+
+
+@settings(max_examples=1500, **FUZZ)
+@given(st.sampled_from(sorted(SEEDS)), MUTATIONS)
+def test_a_mutated_image_is_an_image_or_refused(kind, mutations):
+    check_mutant(kind, mutations)
+
+
+def shard_content():
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for i in range(3):
+            content = encode(pixel("RGB", (i, 0, 0)).resize((16, 16)))
+            info = tarfile.TarInfo(f"{i}.png" if i else f"{'long' * 40}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def check_shard(mutations):
+    """Whether two epochs of the mutated shard can be read; any but our own refusals fails."""
+    mapper = DetCoDatasetMapper(load_config(*SMALL))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "shard.tar")
+        path.write_bytes(mutate(shard_content(), mutations))
+        try:
+            shards = find_shards([str(path)])
+            stream = ShardStream(shards, mapper, 5, batch_size=1)
+            for sample in itertools.islice(stream, 2 * shards[0].num_images):
+                assert sample["global_key"].shape == (3, 16, 16)
+        except ValueError as error:
+            assert str(path) in str(error) and "shard" in str(error)
+            return False
+        except RuntimeError as error:
+            assert "tar shard" in str(error) or "that were tried in a row" in str(error)
+            return False
+    return True
+
+
+@settings(max_examples=100, **FUZZ)
+@example([("flip", 0.0, b"")])
+@given(MUTATIONS)
+def test_a_mutated_shard_is_read_or_refused_by_name(mutations):
+    pytest.importorskip("webdataset", reason="shards need webdataset")
+    check_shard(mutations)
