@@ -11,6 +11,7 @@ import torch
 from detectron2.utils import comm
 from PIL import Image
 
+from detco_d2.data.decode import UnreadableImage
 from detco_d2.data.shards import ShardStream, build_shard_loader, find_shards, is_shard_name
 
 pytest.importorskip("webdataset", reason="shards need webdataset")
@@ -31,11 +32,14 @@ def write_tar(path, members):
     return str(path)
 
 
-def write_shards(folder, sizes):
+def write_shards(folder, sizes, broken=()):
     """Shards of so many images, which are numbered through; returns what was found."""
     numbers = itertools.count()
     for i, size in enumerate(sizes):
-        images = {f"{n:04d}.png": picture(n) for n in itertools.islice(numbers, size)}
+        images = {
+            f"{n:04d}.png": b"broken" if n in broken else picture(n)
+            for n in itertools.islice(numbers, size)
+        }
         write_tar(folder / f"s-{i:02d}.tar", images)
     return find_shards([f"{folder}/s-*.tar"])
 
@@ -172,6 +176,51 @@ def test_what_was_delivered_before_is_not_decoded_again(tmp_path, monkeypatch):
     shards = write_shards(tmp_path, [5] * 4)
     next(iter(ShardStream(shards, count, 5, batch_size=3, start_iter=9)))
     assert len(calls) == 1
+
+
+def read(image):
+    """As `draw`, but one that refuses broken images."""
+    if image["image_bytes"] == b"broken":
+        raise UnreadableImage("broken", image["file_name"])
+    return draw(image)
+
+
+def test_a_broken_image_is_replaced_by_the_next_of_its_stream(tmp_path):
+    """In the last place of an epoch by one of the next epoch; the others stay where they are."""
+    stream = ShardStream(write_shards(tmp_path, [5, 4, 3]), lambda image: image, 5, batch_size=3)
+    names = [image["file_name"] for image in itertools.islice(stream, 60)]
+    broken = [names[3], names[4], names[11]]
+    write_shards(tmp_path, [5, 4, 3], {int(name[-8:-4]) for name in broken})
+    samples = list(itertools.islice(ShardStream(stream.shards, read, 5, batch_size=3), 48))
+    for i, sample in enumerate(samples):
+        skipped = list(itertools.takewhile(broken.__contains__, names[i:]))
+        assert sample["file_name"] == names[i + len(skipped)]
+        assert sample.get("bad_images", []) == [(name, "broken") for name in skipped]
+    assert samples[11]["file_name"] == names[12] and samples[3]["file_name"] == names[5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_with_broken_images_continues_exactly(tmp_path, workers):
+    shards = write_shards(tmp_path, [5, 3, 6, 4], {0, 4, 5, 6, 13, 17})
+
+    def run(count, start=0):
+        options = dict(total_batch_size=3, num_workers=workers, seed=5, start_iter=start)
+        return list(itertools.islice(iter(build_shard_loader(shards, read, **options)), count))
+
+    straight = run(14)
+    assert sum(len(batch["bad_images"]) for batch in straight) > 10
+    for start in range(1, 14, 2):
+        for ours, theirs in zip(run(14 - start, start), straight[start:], strict=True):
+            assert ours["file_name"] == theirs["file_name"]
+            assert ours["bad_images"] == theirs["bad_images"]
+            assert torch.equal(ours["view"], theirs["view"])
+
+
+def test_shards_of_broken_images_stop_at_once_and_name_five(tmp_path):
+    shards = write_shards(tmp_path, [8], set(range(8)))
+    with pytest.raises(RuntimeError, match="100 images .* in a row, 8 of them differ") as caught:
+        next(iter(ShardStream(shards, read, 5, batch_size=3)))
+    assert str(caught.value).count(".png': broken") == 5
 
 
 def test_the_process_random_state_is_left_alone(tmp_path, monkeypatch):
