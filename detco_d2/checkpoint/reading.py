@@ -148,7 +148,8 @@ class _ArrayUnpickler(_PythonUnpickler):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")  # as Python 2 wrote its bytes
-        self._maker = _ArrayMaker(len(content))
+        # twice, since old protocols make bytes of text, and arrays of these
+        self._maker = _ArrayMaker(2 * len(content))
 
     def find_class(self, module: str, name: str) -> Any:
         asked = f"{module}.{name}"

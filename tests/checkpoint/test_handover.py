@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from urllib.parse import urlparse
 
 import pytest
 import torch
@@ -209,3 +210,14 @@ def test_a_file_without_a_backbone_is_refused(tmp_path):
     torch.save(torchvision.models.vgg11(num_classes=2).features.state_dict(), path)
     with pytest.raises(ValueError, match="no backbone of a known layout"):
         load_backbone(path)
+
+
+def test_matching_by_name_can_be_asked_for_in_the_path_as_on_detectron2s_main(tmp_path):
+    path = str(tmp_path / "any.pth")
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+    checkpointer = BackboneCheckpointer(
+        torch.nn.Linear(1, 1), input_spec=InputSpec(load_config(FPN))
+    )
+    assert "matching_heuristics" not in checkpointer._load_file(path)
+    checkpointer._parsed_url_during_load = urlparse(f"{path}?matching_heuristics=True")
+    assert checkpointer._load_file(path)["matching_heuristics"] is True

@@ -24,6 +24,7 @@ ARRAYS = {
     "one number": np.array(7.0),
     "a scalar": np.float32(1.5),
     "none": np.zeros((0, 3)),
+    "most of the file": np.random.default_rng(0).random(10**5),
 }
 
 

@@ -86,7 +86,7 @@ FORMATS = [
 NAMES = ["evil.pkl", "evil.pth", "evil.pt", "evil.pth.tar", "evil.pyth", "evil.ckpt", "evil"]
 
 
-def refuses(path, name):
+def check_refused(path, name):
     """Every way to read the file refuses it, by the name of what it asks for."""
     cfg = tiny_config()
     checkpointer = BackboneCheckpointer(torch.nn.Linear(1, 1), input_spec=InputSpec(cfg))
@@ -94,7 +94,6 @@ def refuses(path, name):
         with pytest.raises(ValueError, match=f"Refused the weight file .*{name}") as error:
             read(str(path))
         assert "weights_only" not in str(error.value)
-    return True
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -103,7 +102,7 @@ def test_code_in_a_weight_file_does_not_run_and_is_named(tmp_path, write, protoc
     marker, path = tmp_path / "marker", tmp_path / "evil.pth"
     content = {"model": {"a": payloads(marker)[name]}, "__author__": "x"}
     path.write_bytes(write(content, protocol))
-    assert refuses(path, name)
+    check_refused(path, name)
     assert not marker.exists()
 
 
@@ -112,7 +111,7 @@ def test_code_in_a_weight_file_does_not_run_and_is_named(tmp_path, write, protoc
 def test_what_a_file_is_called_opens_no_other_door(tmp_path, write, file_name):
     marker, path = tmp_path / "marker", tmp_path / file_name
     path.write_bytes(write({"model_state": payloads(marker)["system"]}, 2))
-    assert refuses(path, "system")
+    check_refused(path, "system")
     assert not marker.exists()
 
 
@@ -120,7 +119,7 @@ def test_code_inside_an_object_array_does_not_run(tmp_path):
     marker, path = tmp_path / "marker", tmp_path / "objects.pkl"
     array = np.array([payloads(marker)["system"]], dtype=object)
     path.write_bytes(pickle.dumps({"model": {"a": array}}))
-    assert refuses(path, "dtype 'O8'")
+    check_refused(path, "dtype 'O8'")
     assert not marker.exists()
 
 
@@ -170,8 +169,8 @@ FLOATS = DTYPE + text(b"f8") + b"K\x00K\x01\x87R"
         ),
         "one string for many arrays": (
             stored(
-                b"U\xf0" + b"a" * 240 + b"q\x000",
-                *[EMPTY + b"(K\x01K\x1e\x85" + FLOATS + b"\x89h\x00tb0"] * 9,
+                text(b"a" * 2000) + b"q\x000",
+                *[EMPTY + b"(K\x01K\xfa\x85" + FLOATS + b"\x89h\x00tb0"] * 9,
                 b"}",
             ),
             "more bytes of arrays",
@@ -340,19 +339,15 @@ def small_weights():
 
 
 def read_in_every_way(content, folder):
-    """
-    Returns:
-        whether the file was read to its end.
-    """
+    """Fails on all but success and ValueError."""
     path = folder / "weights"
     path.write_bytes(content)
     try:
         input_spec_of(str(path))
         backbone, _, _ = load_backbone(str(path))
         check_complete(backbone, "fuzz")
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        assert str(error)
 
 
 @given(content=st.sampled_from(small_weights()).flatmap(lambda good: mutations(good, noise)))
@@ -467,12 +462,11 @@ SHIPPED = sorted(glob.glob(os.path.join(ROOT, "configs", "**", "*.yaml"), recurs
 
 
 def load_any(file, pairs=()):
+    """Fails on all but success and the two documented errors."""
     try:
         check_detco_config(load_config(str(file), pairs))
     except (ValueError, FileNotFoundError) as error:
         assert str(error)
-        return False
-    return True
 
 
 PAIRED = ["MODEL.DETCO", "SOLVER.BASE_LR", "MODEL.DEVICE.c", "_BASE_", "VERSION", "", "MODEL."]
