@@ -147,24 +147,30 @@ class StopHook(HookBase):
 class CollapseHook(HookBase):
     """Warns when the embeddings of a stage have come together in a point (`spread/...` near 0)."""
 
-    def __init__(self, limit: float = 0.02, period: int = 100) -> None:
+    def __init__(self, limit: float = 0.05, period: int = 100) -> None:
         """
         Args:
             limit: of the spread, which is 1 on the whole sphere; see `embedding_spread`.
-            period: iterations over which the median is taken, and between two warnings.
+            period: iterations over which the median is taken.
         """
         self.limit = limit
         self.period = period
+        self.collapsed: set[str] = set()  # each is said once, until it has recovered
 
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period:
             return
         for name, history in self.trainer.storage.histories().items():
-            if name.startswith("spread/") and history.median(self.period) < self.limit:
+            if not name.startswith("spread/"):
+                continue
+            spread = history.median(self.period)
+            if spread >= self.limit:
+                self.collapsed.discard(name)
+            elif name not in self.collapsed:
+                self.collapsed.add(name)
                 logger.warning(
                     "%s is %.4f at iteration %d: the %s embeddings have collapsed to a point. "
                     'MODEL.DETCO.HEAD_NORM "BN", a lower SOLVER.BASE_LR or more varied images '
                     "help (docs/short_runs.md).",
-                    *(name, history.median(self.period), self.trainer.iter),
-                    name.partition("/")[2].replace("_", " "),
+                    *(name, spread, self.trainer.iter, name[len("spread/") :].replace("_", " ")),
                 )

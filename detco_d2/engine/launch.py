@@ -49,7 +49,19 @@ def _run_torchrun_worker(
     if on_gpu:
         _check_gpus(local_world)
         torch.cuda.set_device(local_rank)
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+    store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun's store still has the addresses of the processes before a restart (torch 2.14,
+        # 2.15); over several machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps instead
+        count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = torch.distributed.PrefixStore(f"restart_{count}", store)
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
     create_local_process_group(local_world)
     comm.synchronize()
     try:

@@ -201,6 +201,14 @@ class PretrainTrainer(Trainer):
         )
         if cfg.DATALOADER.NUM_WORKERS > 0:
             loader.timeout = cfg.SOLVER.COLLECTIVE_TIMEOUT
+            reset_seed = loader.worker_init_fn
+
+            def start_worker(worker: int) -> None:
+                if reset_seed:
+                    reset_seed(worker)
+                self.stop.listen_in_worker()
+
+            loader.worker_init_fn = start_worker
         with torch.random.fork_rng(devices=[]):
             batches = iter(loader)  # draws a number, which a step would miss
         yield from batches
@@ -210,7 +218,10 @@ class PretrainTrainer(Trainer):
             logger.info("Nothing to do: all %d iterations are done.", self.max_iter)
             return None
         with self.stop:
-            return super().train()
+            try:
+                return super().train()
+            finally:
+                self._trainer._data_loader_iter.close()  # ends the loader processes
 
     def before_step(self) -> None:
         seed_all_rng(mix_seed(self.data_seed, _STEP, self.iter, comm.get_rank()))

@@ -31,7 +31,6 @@ class StopRequest:
         self.number = 0
         self.patience = patience
         self._since = 0.0
-        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -45,6 +44,13 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def listen_in_worker(self) -> None:
+        """In a loader process: work on after a SIGTERM, at which torch has it end.
+
+        torchrun and SLURM send it to all processes alike, also to those that the last step needs.
+        """
+        signal.signal(signal.SIGTERM, self._on_signal)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.number and now - self._since > _SAME_REQUEST:
@@ -52,5 +58,4 @@ class StopRequest:
         if self.number:
             return
         self.number, self._since = number, now
-        if os.getpid() == self._process:  # loader processes, forked from here, work on till then
-            signal.setitimer(signal.ITIMER_REAL, self.patience)  # SIGALRM kills
+        signal.setitimer(signal.ITIMER_REAL, self.patience)  # SIGALRM kills
