@@ -87,8 +87,8 @@ def decode_image(
             if width * height > max_pixels:
                 raise Image.DecompressionBombError(f"{width} x {height}")
             _check_whole(image.format, file)
-            factor = reduction(width, height)
-            image.draft(image.mode, (width // factor, height // factor))
+            if (factor := reduction(width, height)) > 1:
+                image.draft(image.mode, (width // factor, height // factor))
             image.load()
             return _upright(_to_rgb(image), image)
     except UnreadableImage:
@@ -157,7 +157,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit PNG is "I" in Pillow 9.5, "I;16" in newer ones
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImage(f"integers beyond 16 bits ({values.min()} to {values.max()})")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
