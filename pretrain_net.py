@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> Any:
     return trainer.train()
 
 
-if __name__ == "__main__":
+def run() -> None:
     parser = default_argument_parser()
     parser.add_argument("--overwrite", action="store_true", help="remove a run in OUTPUT_DIR first")
     arguments = parser.parse_args()
@@ -55,6 +55,10 @@ if __name__ == "__main__":
         config = read_config(arguments)
         check_run(config, num_processes(arguments))
         arguments.resume = check_output_dir(config, arguments.resume, arguments.overwrite)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"pretrain_net: {error}")
     launch(main, arguments, config.SOLVER.COLLECTIVE_TIMEOUT)
+
+
+if __name__ == "__main__":
+    run()

@@ -100,9 +100,14 @@ def _run_and_forward_signals(start: Callable[[], Any]) -> Any:
 
 
 def num_processes(args: argparse.Namespace) -> int:
-    """How many training processes the flags or torchrun ask for."""
+    """How many training processes the flags or torchrun ask for.
+
+    Raises:
+        RuntimeError: more GPUs than this machine has; says how many that is.
+    """
     if _under_torchrun():
         return int(os.environ["WORLD_SIZE"])
+    _check_gpus(args.num_gpus)
     return max(1, args.num_gpus) * args.num_machines
 
 

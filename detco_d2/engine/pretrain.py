@@ -214,12 +214,26 @@ class PretrainTrainer(Trainer):
         yield from batches
 
     def train(self) -> Any:
+        """
+        Raises:
+            RuntimeError: a loader process died or hangs, too many images are unreadable, or the
+                disk is full.
+            FloatingPointError: too many steps in a row gave no number.
+            SystemExit: a signal asked for it, and the last step is saved.
+        """
         if self.start_iter >= self.max_iter:
             logger.info("Nothing to do: all %d iterations are done.", self.max_iter)
             return None
         with self.stop:
             try:
                 return super().train()
+            except RuntimeError as error:  # torch raises it wherever a step is at that moment
+                if not str(error).startswith("DataLoader "):
+                    raise
+                raise RuntimeError(
+                    f"A loader process died or hangs: {error} Lower DATALOADER.NUM_WORKERS if "
+                    "memory ran out, or raise SOLVER.COLLECTIVE_TIMEOUT if images are slow to read."
+                ) from error
             finally:
                 self._trainer._data_loader_iter.close()  # ends the loader processes
 

@@ -66,11 +66,11 @@ class PretrainStep(SimpleTrainer):
     def run_step(self) -> None:
         """
         Raises:
-            RuntimeError: too many unreadable images, or a loader process that died or hangs.
+            RuntimeError: too many unreadable images.
             FloatingPointError: too many steps in a row without a number.
         """
         start = time.perf_counter()
-        batch = self._next_batch()
+        batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         bad_images = batch.pop("bad_images", [])
 
@@ -97,17 +97,6 @@ class PretrainStep(SimpleTrainer):
         else:
             self._undo(own, batch)
         self._note(shared, bad_images, number)
-
-    def _next_batch(self) -> dict[str, Any]:
-        try:
-            return next(self._data_loader_iter)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader "):
-                raise  # an error in a loader process, not of one
-            raise RuntimeError(
-                f"A loader process died or hangs: {error} Lower DATALOADER.NUM_WORKERS if memory "
-                "ran out, or raise SOLVER.COLLECTIVE_TIMEOUT if the images are far away."
-            ) from error
 
     def _share(
         self, losses: dict[str, torch.Tensor], *counts: float

@@ -1,0 +1,143 @@
+"""An output folder that already holds a run, and runs too large for their data."""
+
+import os
+
+import pytest
+import torch
+
+from detco_d2.engine.output import check_output_dir
+from detco_d2.engine.pretrain import check_run, with_schedule
+
+from ..conftest import tiny_config
+from .harness import command, finish
+
+
+def a_run(folder, *settings):
+    """What a run leaves behind: its config, and a checkpoint."""
+    cfg = tiny_config("OUTPUT_DIR", str(folder), *settings)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": {"x": torch.zeros(1)}, "iteration": 1}, folder / "model_0000001.pth")
+    return folder
+
+
+def ask(folder, *settings, resume=False, overwrite=False):
+    return check_output_dir(tiny_config("OUTPUT_DIR", str(folder), *settings), resume, overwrite)
+
+
+def test_an_empty_folder_is_a_fresh_start_but_not_a_resume(tmp_path):
+    assert ask(tmp_path / "new" / "folder") is False
+    with pytest.raises(FileNotFoundError, match="--resume: there is no checkpoint in"):
+        ask(tmp_path, resume=True)
+
+
+def test_the_same_config_goes_on_by_itself(tmp_path):
+    assert ask(a_run(tmp_path)) is True
+    assert ask(tmp_path, "DATALOADER.NUM_WORKERS", 3, "SOLVER.CHECKPOINT_PERIOD", 7) is True
+    assert ask(tmp_path, "MODEL.RESNETS.NORM", "naiveSyncBN") is True  # another machine's choice
+
+
+def test_another_config_is_refused_with_what_differs_and_the_ways_out(tmp_path):
+    a_run(tmp_path)
+    with pytest.raises(ValueError) as refused:
+        ask(tmp_path, "SOLVER.BASE_LR", 0.1, "MODEL.DETCO.TEMPERATURE", 0.07)
+    for part in (
+        *(str(tmp_path), "MODEL.DETCO.TEMPERATURE: 0.2 there, 0.07 now"),
+        *("SOLVER.BASE_LR: 0.03 there, 0.1 now", "--resume", "--overwrite", "OUTPUT_DIR"),
+    ):
+        assert part in str(refused.value)
+
+
+def test_a_resume_says_what_has_changed_and_goes_on(tmp_path, caplog):
+    a_run(tmp_path)
+    assert ask(tmp_path, "SOLVER.MAX_ITER", 99, resume=True) is True
+    assert "goes on with another config" in caplog.text and "SOLVER.MAX_ITER" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["MODEL.DETCO.QUEUE_LENGTH", 20],
+        ["MODEL.RESNETS.DEPTH", 34],
+        ["MODEL.DETCO.STAGES", ["res5"], "MODEL.DETCO.STAGE_WEIGHTS", [1.0]],
+    ],
+)
+def test_a_resume_into_another_model_is_refused(tmp_path, settings):
+    a_run(tmp_path)
+    with pytest.raises(ValueError, match=f"run of another model(.|\n)*Set .*{settings[0]}"):
+        ask(tmp_path, *settings, resume=True)
+
+
+def test_overwriting_removes_the_old_run_but_never_after_a_restart(tmp_path, monkeypatch):
+    a_run(tmp_path)
+    (tmp_path / "notes.txt").write_text("the user's")
+    with pytest.raises(ValueError, match="pass one of them"):
+        ask(tmp_path, resume=True, overwrite=True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert ask(tmp_path, overwrite=True) is True
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert ask(tmp_path, overwrite=True) is False
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "notes.txt"]
+
+
+def test_checkpoints_without_a_config_or_all_damaged_are_not_passed_over(tmp_path):
+    a_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("{half")
+    with pytest.raises(ValueError, match="holds checkpoints, but no config.yaml"):
+        ask(tmp_path)
+    (tmp_path / "model_0000001.pth").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="All checkpoints in .* are damaged"):
+        ask(tmp_path)
+
+
+def images(folder, count):
+    for i in range(count):
+        (folder / f"{i}.jpg").touch()
+    return ["DATASETS.TRAIN", (str(folder),)]
+
+
+@pytest.mark.parametrize(
+    "settings, processes, message",
+    [
+        (["SOLVER.IMS_PER_BATCH", 8], 3, "3 processes .* multiple of 3"),
+        (["SOLVER.IMS_PER_BATCH", 8, "SOLVER.ACCUMULATION_STEPS", 3], 2, "multiple of 6"),
+        (["SOLVER.IMS_PER_BATCH", 16], 1, "DATASETS.TRAIN has 12 images"),
+        (["DATALOADER.NUM_WORKERS", 8], 2, "more than the 12 images .* at most 6"),
+        (["DATASETS.TRAIN", ()], 1, "DATASETS.TRAIN is empty"),
+    ],
+)
+def test_too_many_processes_workers_or_images_a_batch_are_said(
+    tmp_path, settings, processes, message
+):
+    with pytest.raises(ValueError, match=message):
+        check_run(tiny_config(*images(tmp_path, 12), *settings), processes)
+
+
+def test_a_queue_that_no_batch_divides_works_and_one_beyond_the_data_warns(tmp_path, caplog):
+    cfg = tiny_config(*images(tmp_path, 12), "MODEL.DETCO.QUEUE_LENGTH", 1001)
+    check_run(cfg, 2)
+    with_schedule(cfg, 12)
+    assert "MODEL.DETCO.QUEUE_LENGTH is 1001 for 12 images" in caplog.text
+
+
+def test_fewer_shards_than_loader_processes_are_said_before_any_process_starts(tmp_path):
+    pytest.importorskip("webdataset")
+    for i in range(3):
+        (tmp_path / f"{i}.tar").touch()
+    cfg = tiny_config("DATASETS.TRAIN", (f"{tmp_path}/*.tar",), "DATALOADER.NUM_WORKERS", 2)
+    with pytest.raises(ValueError, match="3 tar shards for 2 processes x 2"):
+        check_run(cfg, 2)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (["MODEL.DETCOO.STAGES", "x"], "MODEL.DETCO"),
+        (["SOLVER.IMS_PER_BATCH", 400], "DATASETS.TRAIN has"),
+        (["--resume"], "there is no checkpoint"),
+    ],
+)
+def test_the_command_line_ends_with_one_line_and_no_traceback(scenes, tmp_path, settings, message):
+    code, text = finish(command(f"{scenes}/train", tmp_path, *settings))
+    assert code == 1 and "Traceback" not in text
+    assert text[text.index("pretrain_net: ") :].count("\n") <= 3 and message in text

@@ -1,0 +1,93 @@
+"""A process that raises, dies or hangs ends the job in time, says why, and leaves no orphan."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from ..conftest import ROOT
+from .harness import Run, command, descendants, processes_of, wait_for
+
+TIMEOUT = 8  # SOLVER.COLLECTIVE_TIMEOUT, seconds
+
+
+def start(scenes, output, rank, how, processes=2):
+    settings = ["SOLVER.MAX_ITER", 100000, "SOLVER.COLLECTIVE_TIMEOUT", TIMEOUT]
+    settings += ["DATALOADER.NUM_WORKERS", 1]
+    words = command(f"{scenes}/train", output, *settings, processes=processes)
+    at = words.index("pretrain_net.py")
+    words[at : at + 1] = [os.path.join(ROOT, "tests", "faults", "failing_rank.py"), str(rank), how]
+    return Run(words)
+
+
+@pytest.mark.parametrize(
+    "rank, how, message",
+    [
+        (1, "raise", "KeyError: 'planted'"),
+        (0, "raise", "KeyError: 'planted'"),
+        (1, "die", "exitcode  : -9"),
+        (0, "hang", "imed out"),
+        (1, "die_loader", "Lower DATALOADER.NUM_WORKERS if memory ran out"),
+        (1, "hang_loader", "DataLoader timed out after 8 seconds"),
+    ],
+)
+def test_one_of_two_processes_fails_and_the_job_ends_with_its_reason(
+    scenes, tmp_path, rank, how, message
+):
+    run = start(scenes, tmp_path, rank, how)
+    run.until(lambda: "Starting training" in run.text())
+    since = time.monotonic()
+    code, text = run.wait(timeout=120)
+    # a process that hangs is not reached by torchrun's SIGTERM, only by its SIGKILL 30 s later
+    assert time.monotonic() - since < TIMEOUT + 30 + 25
+    assert code == 1
+    assert message in text, text[-4000:]
+    if how == "raise":
+        assert f"[rank{rank}]: KeyError: 'planted'" in text  # torch names the process
+        assert "failing_rank.py" in text  # and the line
+    wait_for(lambda: not processes_of(str(tmp_path)), timeout=20)
+
+
+@pytest.mark.parametrize("how", ["die_loader", "hang_loader"])
+def test_a_failed_loader_process_ends_a_single_process_with_the_key_to_change(
+    scenes, tmp_path, how
+):
+    code, text = start(scenes, tmp_path, 0, how, processes=1).wait(timeout=90)
+    assert code == 1
+    assert "A loader process died or hangs" in text and "DATALOADER.NUM_WORKERS" in text
+    wait_for(lambda: not processes_of(str(tmp_path)), timeout=20)
+
+
+def test_the_launchers_death_takes_all_processes_along(scenes, tmp_path):
+    run = start(scenes, tmp_path, 9, "raise")
+    run.until(lambda: "iter: 19 " in run.text())
+    assert len(descendants(run.pid)) >= 4
+    os.kill(run.pid, signal.SIGKILL)
+    run.process.wait()
+    wait_for(lambda: not processes_of(str(tmp_path)), timeout=30)
+    assert list(tmp_path.glob("model_0*.pth"))  # they were asked to stop, and saved
+
+
+def test_a_signal_to_detectron2s_launcher_reaches_its_processes_once(tmp_path):
+    """Its GPU processes stood in for by plain ones, which end with the telling code."""
+    code = (
+        "import multiprocessing, time\n"
+        "from detco_d2.engine.launch import _run_and_forward_signals\n"
+        "from detco_d2.engine.stopping import StopRequest\n"
+        "import torch.multiprocessing as mp\n"
+        "def work(rank):\n"
+        "    with StopRequest(60) as stop:\n"
+        "        print('ready', flush=True)\n"
+        "        while not stop.number: time.sleep(0.05)\n"
+        "        raise SystemExit(128 + stop.number)\n"
+        "if __name__ == '__main__':\n"
+        "    _run_and_forward_signals(lambda: mp.spawn(work, nprocs=2))\n"
+    )
+    (tmp_path / "spawner.py").write_text(code)
+    run = Run([sys.executable, "-W", "ignore", str(tmp_path / "spawner.py")])
+    run.until(lambda: run.text().count("ready") == 2)
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(timeout=30)[0] == 143
+    wait_for(lambda: not processes_of(str(tmp_path)), timeout=10)
