@@ -241,7 +241,7 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
         try:
             incompatible = super()._load_model(checkpoint)
         except (AssertionError, LookupError) as error:  # of Detectron2's matching by name
-            raise ValueError(f"The weights' names match no part of the model: {error}") from error
+            raise ValueError(f"The weights' names fit no part of the model: {error!r}") from error
         state = self.model.state_dict()
         fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
         loaded = {name: tensor for name, tensor in state.items() if name not in fresh}

@@ -1,6 +1,7 @@
 """Name maps, against the real models of both libraries."""
 
 import pytest
+import torch
 import torchvision
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
@@ -94,3 +95,24 @@ def test_slots_leave_out_the_fpn_and_the_extra_norm():
     names = ["backbone.stem.conv1.weight", "roi_heads.res5.0.conv1.weight"]
     slots = backbone_slots([*names, "roi_heads.res5.norm.weight"])
     assert slots == {"stem.conv1.weight": [names[0]], "res5.0.conv1.weight": [names[1]]}
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [((), (64, 64, 3, 3)), ((64,), (64, 64, 3, 3)), ((0, 64, 1, 1), (64, 64, 3, 3))]
+    + [
+        ((10**4, 64, 1, 1), (10**4, 64, 3, 3)),
+        ((64, 64, 1, 1), ()),
+        ((64, 64, 1, 1), (64, 0, 3, 3)),
+    ],
+)
+def test_shapes_that_no_resnet_has_are_not_described(first, second):
+    names = [f"res{i}.{block}.conv3.weight" for i in (2, 3, 4, 5) for block in (0, 1)]
+    backbone = {name: torch.empty(1) for name in names} | {
+        "res2.0.conv1.weight": torch.empty(first),
+        "res2.0.conv2.weight": torch.empty(second),
+    }
+    assert describe_resnet(backbone) is None
+    backbone["res2.0.conv1.weight"] = torch.empty(64, 64, 1, 1)
+    backbone["res2.0.conv2.weight"] = torch.empty(64, 64, 3, 3)
+    assert describe_resnet(backbone) == {"DEPTH": 50, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64}

@@ -91,6 +91,14 @@ def test_another_network_is_refused(tmp_path, network, name, count):
         load_backbone(path)
 
 
+def test_two_tensors_for_one_place_are_refused(tmp_path):
+    """Detectron2 turns the first name into the second, and then fails an assertion."""
+    tensor = torch.zeros(1).numpy()
+    path = save(tmp_path, {"a_w": tensor, "a.weight": tensor}, "weights.pkl")
+    with pytest.raises(ValueError, match="The weights' names fit no part of the model: AssertionE"):
+        load_into(path)
+
+
 def test_of_another_detector_the_backbone_is_taken(tmp_path, detector):
     path = save(tmp_path, {"model": detector})
     found = load_into(path, SEGMENTATION, [*R18, "MODEL.RESNETS.RES5_DILATION", 1])
