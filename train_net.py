@@ -58,9 +58,9 @@ if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
     if not os.path.isfile(arguments.config_file):
         sys.exit(f"--config-file {arguments.config_file!r} is no file; see configs/")
-    names = read_config(arguments).DATASETS
     try:
+        names = read_config(arguments).DATASETS
         prepare_datasets([] if arguments.eval_only else names.TRAIN, names.TEST)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train_net: {error}")
     launch(main, arguments)

@@ -111,7 +111,7 @@ def num_processes(args: argparse.Namespace) -> int:
     return max(1, args.num_gpus) * args.num_machines
 
 
-def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float = 600) -> Any:
+def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float = 1800) -> Any:
     """Run `main(args)` on as many processes as the flags or torchrun ask for.
 
     With `--num-gpus 0` it runs on the CPU: in this process, or in every process of torchrun, which
@@ -120,7 +120,8 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
     Args:
         main: ends a process by an exception or by SystemExit.
         args: Detectron2's flags.
-        timeout: seconds that a process waits for the others.
+        timeout: seconds that a process waits for the others; by default Detectron2's half hour,
+            since one process may evaluate while the others wait.
 
     Raises:
         RuntimeError: more GPUs asked for than there are; says how many there are.

@@ -1,6 +1,7 @@
 """Detectron2's `DefaultTrainer`, opened where pretraining and CPU processes need it."""
 
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.train_loop import AMPTrainer
 from detectron2.utils import comm
+from fvcore.common.history_buffer import HistoryBuffer
 
 from ..checkpoint.handover import BackboneCheckpointer
 from ..checkpoint.input_spec import InputSpec
@@ -62,6 +64,11 @@ class Trainer(DefaultTrainer):
         """What makes one training step, as in `DefaultTrainer`."""
         own_amp = cfg.SOLVER.AMP.ENABLED and not self.uses_bfloat16(cfg)
         return (AMPTrainer if own_amp else SimpleTrainer)(model, loader, optimizer)
+
+    def before_train(self) -> None:
+        # Detectron2 keeps a million values of each number: gigabytes, in a run of that length
+        self.storage.histories().default_factory = partial(HistoryBuffer, max_length=1000)
+        super().before_train()
 
     def state_dict(self) -> dict[str, Any]:
         return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}

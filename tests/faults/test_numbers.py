@@ -167,3 +167,15 @@ def test_a_moment_of_small_spread_is_no_collapse(caplog):
     with caplog.at_level(logging.WARNING):
         spread_over(CollapseHook(period=10), [(0.9, 0.5)] * 8 + [(0.9, 0.0)] * 2)
     assert caplog.text == ""
+
+
+def test_the_numbers_of_a_long_run_do_not_pile_up_in_memory(scenes, tmp_path):
+    trainer = make_trainer(scenes, tmp_path, 1)
+    trainer.train()
+    with trainer.storage:
+        for _ in range(3000):
+            trainer.storage.put_scalar("total_loss", 1.0)
+            trainer.storage.put_scalar("new", 1.0)
+    for name in ("total_loss", "new"):
+        assert len(trainer.storage.history(name).values()) == 1000
+    assert trainer.storage.history("new").global_avg() == 1.0
