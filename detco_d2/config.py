@@ -113,8 +113,8 @@ def add_detco_config(cfg: CfgNode) -> None:
     # In pretraining on the CPU: the process keeps the memory that a step frees, for the next one.
     cfg.SOLVER.KEEP_FREED_MEMORY = True
 
-    # Newest checkpoints to keep; and in pretraining how many saves in a row may fail (a full disk)
-    # before training stops.
+    # In pretraining: the newest checkpoints to keep, and the saves in a row that may fail (a full
+    # disk) before training stops.
     cfg.SOLVER.KEEP_CHECKPOINTS = 3
     cfg.SOLVER.MAX_FAILED_SAVES = 3
     # In pretraining: steps in a row with a loss, key or gradient that is no number, each of which

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,11 +63,15 @@ class BadImages:
         return dict(self.reasons)
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Take over what a checkpoint knew, and let the list say just that."""
         self.reasons = dict(state)
-        if self.file and (state or os.path.isfile(self.file)):
+
+    def write_list(self) -> None:
+        """Let the file say what is known now, and nothing of a run that was cut off."""
+        if self.file and self.reasons:
             with replacing(self.file) as part:
-                part.write_text("".join(_line(*pair) for pair in state.items()))
+                part.write_text("".join(_line(*pair) for pair in self.reasons.items()))
+        elif self.file:
+            Path(self.file).unlink(missing_ok=True)
 
 
 def _line(path: str, reason: str) -> str:

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode
 
@@ -53,7 +54,6 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
     is_restart = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
     if overwrite and not is_restart:
         remove_checkpoints(folder, keep=0)
-        (folder / "bad_images.txt").unlink(missing_ok=True)
         return False
     if not find_checkpoints(folder):
         if resume:
@@ -62,16 +62,17 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
                 "OUTPUT_DIR, or leave --resume out to start anew."
             )
         return False
-    if os.environ.get("RANK", "0") == "0" and newest_intact(folder) is None:
+    newest = newest_intact(folder)
+    if newest is None:
         raise FileNotFoundError(
-            f"All checkpoints in {str(folder)!r} are damaged. Pass --overwrite to remove "
-            "them and start anew, or name another OUTPUT_DIR."
+            f"All checkpoints in {str(folder)!r} are damaged. Pass --overwrite to remove them and "
+            "start anew, or name another OUTPUT_DIR."
         )
-    changed = _differences(folder / "config.yaml", cfg)
+    changed = _differences(newest, cfg)
     if changed is None and not resume:
         raise ValueError(
-            f"{str(folder)!r} holds checkpoints, but no config.yaml that says of what. "
-            "Pass --resume to go on from them, --overwrite to remove them, or another OUTPUT_DIR."
+            f"{str(folder)!r} holds {newest.name}, which does not say of what config it is. Pass "
+            "--resume to go on from it, --overwrite to remove it, or name another OUTPUT_DIR."
         )
     lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed or ())
     fixed = [key for key, *_ in changed or () if key.startswith(_FIXED)]
@@ -105,13 +106,17 @@ def _probe(folder: Path) -> None:
         ) from error
 
 
-def _differences(file: Path, cfg: CfgNode) -> list[tuple[str, Any, Any]] | None:
-    """(key, value in the file, value now) of what differs and matters; None without a config."""
-    try:
-        before = _flat(yaml.safe_load(file.read_text()))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+def _differences(checkpoint: Path, cfg: CfgNode) -> list[tuple[str, Any, Any]] | None:
+    """(key, value in the checkpoint, value now) of what differs and matters.
+
+    None where the checkpoint does not say. The run's config.yaml is no help: Detectron2 writes it
+    anew at each start, and a kill may cut it.
+    """
+    data = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    text = data.get("trainer", {}).get("config")
+    if not isinstance(text, str):
         return None
-    now = _flat(yaml.safe_load(cfg.dump()))
+    before, now = (_flat(yaml.safe_load(config)) for config in (text, cfg.dump()))
     return [
         (key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())

@@ -152,6 +152,7 @@ class PretrainTrainer(Trainer):
         if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.KEEP_FREED_MEMORY:
             keep_freed_memory()
         check_batch(cfg, num_images, comm.get_world_size())
+        self.config = cfg.dump()  # as the user wrote it
         main = comm.is_main_process()
         self.bad_images = BadImages(
             num_images,
@@ -237,6 +238,10 @@ class PretrainTrainer(Trainer):
             finally:
                 self._trainer._data_loader_iter.close()  # ends the loader processes
 
+    def before_train(self) -> None:
+        self.bad_images.write_list()
+        super().before_train()
+
     def before_step(self) -> None:
         seed_all_rng(mix_seed(self.data_seed, _STEP, self.iter, comm.get_rank()))
         super().before_step()
@@ -261,6 +266,7 @@ class PretrainTrainer(Trainer):
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
+            "config": self.config,
             "data_seed": self.data_seed,
             "bad_images": self.bad_images.state_dict(),
             "shape": self._shape(),

@@ -92,8 +92,12 @@ def test_the_list_takes_any_name_one_image_a_line(tmp_path):
         bad.add([(f"{i}.jpg", "broken") for i in range(5)])
 
 
-def test_a_half_written_list_is_made_whole_by_a_resume(tmp_path):
+def test_a_list_that_was_cut_is_made_whole_by_a_resume_and_goes_with_a_new_run(tmp_path):
     file = tmp_path / "bad_images.txt"
     file.write_text('{"file_name": "a.jpg", "rea')
-    BadImages(100, 0.1, str(file)).load_state_dict({"a.jpg": "broken"})
+    bad = BadImages(100, 0.1, str(file))
+    bad.load_state_dict({"a.jpg": "broken"})
+    bad.write_list()
     assert listed(tmp_path) == [{"file_name": "a.jpg", "reason": "broken"}]
+    BadImages(100, 0.1, str(file)).write_list()
+    assert not file.exists()

@@ -13,11 +13,11 @@ from .harness import command, finish
 
 
 def a_run(folder, *settings):
-    """What a run leaves behind: its config, and a checkpoint."""
+    """What a run leaves behind: a checkpoint that says what config it is of."""
     cfg = tiny_config("OUTPUT_DIR", str(folder), *settings)
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": {"x": torch.zeros(1)}, "iteration": 1}, folder / "model_0000001.pth")
+    data = {"model": {"x": torch.zeros(1)}, "trainer": {"config": cfg.dump()}}
+    torch.save(data, folder / "model_0000001.pth")
     return folder
 
 
@@ -77,15 +77,16 @@ def test_overwriting_removes_the_old_run_but_never_after_a_restart(tmp_path, mon
     assert ask(tmp_path, overwrite=True) is True
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert ask(tmp_path, overwrite=True) is False
-    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "notes.txt"]
+    assert os.listdir(tmp_path) == ["notes.txt"]
 
 
 def test_checkpoints_without_a_config_or_all_damaged_are_not_passed_over(tmp_path):
-    a_run(tmp_path)
-    (tmp_path / "config.yaml").write_text("{half")
-    with pytest.raises(ValueError, match="holds checkpoints, but no config.yaml"):
+    file = tmp_path / "model_0000001.pth"
+    torch.save({"model": {"x": torch.zeros(1)}}, file)  # as Detectron2 itself would leave it
+    with pytest.raises(ValueError, match="model_0000001.pth, which does not say of what config"):
         ask(tmp_path)
-    (tmp_path / "model_0000001.pth").write_bytes(b"")
+    assert ask(tmp_path, resume=True) is True
+    file.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="All checkpoints in .* are damaged"):
         ask(tmp_path)
 
