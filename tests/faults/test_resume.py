@@ -92,10 +92,11 @@ def test_every_steps_random_numbers_are_those_of_the_undisturbed_run(scenes, tmp
     assert len(set(straight)) == 4
 
 
-@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("before, after", [(1, 3), (2, 1)])
 def test_another_number_of_processes_continues_with_a_note(scenes, tmp_path, before, after):
     def words(processes, iterations):
-        settings = ["SOLVER.MAX_ITER", iterations, "--resume"][: 3 if processes == after else 2]
+        settings = ["SOLVER.MAX_ITER", iterations, "SOLVER.IMS_PER_BATCH", 6]
+        settings += ["--resume"] if processes == after else []
         return command(f"{scenes}/train", tmp_path, *settings, processes=processes)
 
     code, text = finish(words(before, 3))
@@ -104,7 +105,7 @@ def test_another_number_of_processes_continues_with_a_note(scenes, tmp_path, bef
     assert code == 0, text[-3000:]
     assert f"'processes': ({before}, {after})" in text
     end = saved_state(tmp_path)
-    assert end["/trainer/iteration"] == 5 and end["/model/queue.num_enqueued"] == 24
+    assert end["/trainer/iteration"] == 5 and end["/model/queue.num_enqueued"] == 36
 
 
 def test_the_stream_of_samples_does_not_depend_on_the_number_of_processes(monkeypatch):
