@@ -15,7 +15,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.config import check_detco_config, load_config
+from detco_d2.config import check_detco_config, check_weights, load_config
 from detco_d2.engine.launch import adapt_to_machine, launch, num_processes
 from detco_d2.engine.output import check_output_dir
 from detco_d2.engine.pretrain import PretrainTrainer, check_run
@@ -53,6 +53,7 @@ def run() -> None:
         sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
     try:
         config = read_config(arguments)
+        check_weights(config)
         check_run(config, num_processes(arguments))
         arguments.resume = check_output_dir(config, arguments.resume, arguments.overwrite)
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.config import apply_supervised_baseline, load_config
+from detco_d2.config import apply_supervised_baseline, check_weights, load_config
 from detco_d2.data.datasets import prepare_datasets, register_by_name
 from detco_d2.engine.launch import adapt_to_machine, launch
 from detco_d2.engine.transfer import TransferTrainer, evaluate
@@ -59,7 +59,9 @@ if __name__ == "__main__":
     if not os.path.isfile(arguments.config_file):
         sys.exit(f"--config-file {arguments.config_file!r} is no file; see configs/")
     try:
-        names = read_config(arguments).DATASETS
+        config = read_config(arguments)
+        check_weights(config)
+        names = config.DATASETS
         prepare_datasets([] if arguments.eval_only else names.TRAIN, names.TEST)
     except (ValueError, OSError) as error:
         sys.exit(f"train_net: {error}")

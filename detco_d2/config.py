@@ -1,6 +1,7 @@
 """Every configuration key of the project, its meaning, and what it may be."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,6 +140,16 @@ def load_config(file: str, settings: Sequence[Any] = ()) -> CfgNode:
     merge_file(cfg, file)
     merge_pairs(cfg, settings)
     return cfg
+
+
+def check_weights(cfg: CfgNode) -> None:
+    """
+    Raises:
+        FileNotFoundError: MODEL.WEIGHTS is no address, and no file either.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {os.path.abspath(path)!r}.")
 
 
 _SUPERVISED_WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -229,7 +229,7 @@ def main() -> None:
         cells = plan(tasks, args.init, args.seeds, args.shard)
         if not args.report:
             failed = run_all(args, cells)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"benchmark: {error}")
     everything = plan(tasks, args.init, args.seeds, "0/1")
     text = write_report(

@@ -34,7 +34,7 @@ def main() -> None:
             spec[key] = value if key == "INPUT.FORMAT" else ast.literal_eval(value)
         summary = check_complete(backbone, args.input)
         save_backbone(args.output, backbone, spec)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"convert_weights: {error}")
     print(f"Read {args.input}: {source}.\n{summary}")
     print(f"Input settings: {spec}\nWrote {args.output}.")

@@ -15,6 +15,7 @@ from detco_d2.checkpoint.handover import (
 )
 from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC, InputSpec
 from detco_d2.checkpoint.names import torchvision_to_detectron2
+from detco_d2.config import check_weights
 
 from ..conftest import load_config
 
@@ -215,3 +216,14 @@ def test_a_backbone_goes_to_torchvision_and_back_with_the_same_features(tmp_path
         for stage, found in zip(expected, stages_of_torchvision(there.eval(), images)):
             assert torch.allclose(found, expected[stage], rtol=1e-6), stage
             assert torch.allclose(returned[stage], expected[stage], rtol=1e-6), stage
+
+
+@pytest.mark.parametrize("path", ["no/such.pth", "no/such.pkl?matching_heuristics=True"])
+def test_weights_that_are_not_there_are_said_before_any_process_starts(path):
+    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS: there is no file '/.*no/such.p"):
+        check_weights(load_config(FPN, "MODEL.WEIGHTS", path))
+
+
+@pytest.mark.parametrize("path", ["", "detectron2://x.pkl", __file__, f"{__file__}?a=b"])
+def test_weights_that_may_be_there_are_left_to_the_checkpointer(path):
+    assert check_weights(load_config(FPN, "MODEL.WEIGHTS", path)) is None
