@@ -95,7 +95,8 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         """
         try:
             super().after_step()
-            self.failures = 0
+            if (self.trainer.iter + 1) % self.period == 0:
+                self.failures = 0
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
             self.failures += 1
             text = (
@@ -111,35 +112,28 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
 
 
 class StopHook(HookBase):
-    """Saves and ends the process, with 128 + the signal's number, when a step was asked to stop.
+    """Saves and ends the process, with 128 + the signal's number, when a step was asked to stop."""
 
-    Comes after the checkpoint hook, and does not save again what that has just saved.
-    """
-
-    def __init__(self, checkpointer: Any, period: int) -> None:
+    def __init__(self, checkpointer: Any) -> None:
         """
         Args:
             checkpointer: fvcore's; saves on the main process only.
-            period: iterations between two regular saves.
         """
         self.checkpointer = checkpointer
-        self.period = period
 
     def after_step(self) -> None:
         """
         Raises:
             SystemExit: on all processes after the same step.
         """
-        number, done = self.trainer._trainer.stop_signal, self.trainer.iter + 1
+        number, iteration = self.trainer._trainer.stop_signal, self.trainer.iter
         if not number:
             return
-        if done % self.period and done < self.trainer.max_iter:
-            name = f"model_{self.trainer.iter:07d}"
-            self.checkpointer.save(name, iteration=self.trainer.iter)
+        self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         comm.synchronize()  # a launcher may stop all as soon as one has ended
         logger.warning(
             "Stopped by signal %d after iteration %d; the same command line goes on from there.",
-            *(number, self.trainer.iter),
+            *(number, iteration),
         )
         raise SystemExit(128 + number)
 

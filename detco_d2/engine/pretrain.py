@@ -261,7 +261,7 @@ class PretrainTrainer(Trainer):
                 ),
                 hooks.PeriodicWriter(self.build_writers(), period=20),
             ]
-        return [*result, StopHook(self.checkpointer, solver.CHECKPOINT_PERIOD)]
+        return [*result, StopHook(self.checkpointer)]
 
     def state_dict(self) -> dict[str, Any]:
         return {

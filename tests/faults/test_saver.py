@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 from detco_d2.checkpoint.saving import DurableCheckpointer, find_checkpoints, newest_intact
+from detco_d2.engine.hooks import CheckpointHook
 
 from ..conftest import ROOT
 from .harness import ENVIRONMENT, command, finish
@@ -176,6 +178,29 @@ def test_a_full_disk_is_said_and_outlived_and_old_checkpoints_stay(scenes, tmp_p
     assert text.count("model_0000000.pth: OK") == text.count("model_0000001.pth: OK") == 1
     end = text.rpartition("exit code")[2]
     assert "FAILED" not in end and ".model_" not in end
+
+
+def test_so_many_failed_saves_in_a_row_end_the_run(tmp_path):
+    class Full(DurableCheckpointer):
+        failing = range(0)
+
+        def save(self, name, **kwargs):
+            if kwargs["iteration"] in self.failing:
+                raise OSError("no space left")
+
+    def run(failing):
+        hook = CheckpointHook(Full(torch.nn.Linear(2, 2), str(tmp_path)), 2, max_failures=2)
+        hook.checkpointer.failing = failing
+        hook.trainer = types.SimpleNamespace(max_iter=20)
+        hook.before_train()
+        for hook.trainer.iter in range(20):
+            hook.after_step()
+
+    run([1, 3, 7, 9, 13])  # never three in a row
+    with pytest.raises(RuntimeError, match="iteration 5: no space left.*MAX_FAILED_SAVES allows 2"):
+        run([1, 3, 5])
+    with pytest.raises(RuntimeError, match="iteration 19: no space left"):
+        run([19])  # the last must succeed
 
 
 def test_a_disk_without_room_for_one_checkpoint_is_refused_before_the_first_step(scenes, tmp_path):
