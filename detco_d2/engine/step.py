@@ -95,7 +95,7 @@ class PretrainStep(SimpleTrainer):
             self.detco.finish_step()
             self.nonfinite.passed()
         else:
-            self._undo(own, batch)
+            self._undo(shared, own, batch)
         self._note(shared, bad_images, number)
 
     def _share(
@@ -115,16 +115,19 @@ class PretrainStep(SimpleTrainer):
         both = torch.stack([mean / comm.get_world_size(), own]).tolist()
         return dict(zip(names, both[0])), dict(zip(names, both[1]))
 
-    def _undo(self, own: dict[str, float], batch: dict[str, Any]) -> None:
+    def _undo(self, shared: dict[str, float], own: dict[str, float], batch: dict[str, Any]) -> None:
+        process = {
+            "losses": {name: own[name] for name in own if name not in _COUNTS},
+            "file_name": list(batch.get("file_name", [])),
+        }
         report = {
             "iteration": self.iter,
-            "losses": {name: own[name] for name in own if name not in _COUNTS},
-            "gradient_norm": own["gradient"],
+            "losses": {name: shared[name] for name in process["losses"]},
+            "gradient_norm": shared["gradient"],
             "nonfinite_gradients": nonfinite_gradients(self.detco),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "file_name": list(batch["file_name"]) if "file_name" in batch else [],
-            "rank": comm.get_rank(),
             "torch_rng_state": torch.get_rng_state(),
+            "processes": comm.all_gather(process),
         }
         self.detco.undo_step()
         self.optimizer.zero_grad(set_to_none=True)

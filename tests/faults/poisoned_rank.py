@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Any
 
 import torch
 from detectron2.engine import create_ddp_model
@@ -36,7 +37,14 @@ def main(output: str) -> None:
     optimizer = torch.optim.SGD(model.query_encoder.parameters(), lr=0.05, momentum=0.9)
     wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
     batches = (make_batch(2, seed=10 * i + rank) for i in range(100))
-    step = PretrainStep(wrapped, batches, optimizer, nonfinite=NonFiniteSteps(5))
+    reports: list[dict[str, Any]] = []
+
+    class Steps(NonFiniteSteps):
+        def failed(self, report: dict[str, Any]) -> None:
+            reports.append(report)
+            super().failed(report)
+
+    step = PretrainStep(wrapped, batches, optimizer, nonfinite=Steps(5))
 
     def run() -> None:
         with EventStorage():
@@ -63,6 +71,10 @@ def main(output: str) -> None:
             "changed_by_step": len(changed(poisoned, everything(step))),
             "undone": step.nonfinite.total,
             "finite": all(bool(v.isfinite().all()) for v in everything(step).values()),
+            "finite_losses": [
+                all(math.isfinite(value) for value in process["losses"].values())
+                for process in reports[-1]["processes"]
+            ],
             "queue": model.queue.features,
         },
         f"{output}/rank{rank}.pt",
