@@ -66,13 +66,16 @@ class Watch(threading.Thread):
                     self.samples.setdefault((name, pid), []).append(sample)
 
     def growth(self, iterations: int, seconds: float) -> list[dict[str, object]]:
-        """Per process: MB per 1,000 iterations, by least squares over all but the first fifth."""
+        """Per process: MB per 1,000 iterations, by least squares over the second half.
+
+        The first thousand iterations fill the histories of the numbers that are watched.
+        """
         result = []
         for (name, pid), samples in self.samples.items():
             times, memory, files = (np.array(values) for values in zip(*samples))
             if len(times) < 20:
                 continue
-            late = times > times[0] + 0.2 * (times[-1] - times[0])
+            late = times > (times[0] + times[-1]) / 2
             slope = np.polyfit(times[late], memory[late], 1)[0] * seconds / iterations * 1000
             result.append(
                 {
