@@ -70,9 +70,13 @@ class Run:
         return self.process.returncode, self.text()
 
     def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
-        """Wait for something to happen while this runs."""
-        wait_for(lambda: condition() or self.process.poll() is not None, timeout)
-        assert self.process.poll() is None, self.text()[-3000:]
+        """Wait for something to happen while this runs; otherwise nothing of it stays behind."""
+        try:
+            wait_for(lambda: condition() or self.process.poll() is not None, timeout)
+            assert self.process.poll() is None, self.text()[-3000:]
+        except AssertionError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """SIGKILL for it and all processes below, to which torchrun gives sessions of their own."""
