@@ -33,13 +33,17 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         return []
-    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
-    found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    found = _newest_first(root)
     try:
         named = (root / _POINTER).read_text(errors="replace").strip()
     except OSError:
         return found
     return sorted(found, key=lambda path: path.name != named)
+
+
+def _newest_first(root: Path) -> list[Path]:
+    found = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def what_is_wrong(path: Path) -> str:
@@ -78,8 +82,7 @@ def remove_checkpoints(folder: str | os.PathLike[str], keep: int) -> None:
         keep: how many stay; `model_final.pth` is not counted and stays too, unless this is 0.
     """
     root = Path(folder)
-    files = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
-    files.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    files = _newest_first(root)
     periodic = [path for path in files if path.name != "model_final.pth"] if keep else files
     for path in periodic[keep:]:
         path.unlink()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from detco_d2.engine.step import PretrainStep
+
 from ..conftest import ROOT, TINY
 
 # A ResNet-50 of a sixteenth of the usual width: a checkpoint of some megabytes.
@@ -113,6 +115,19 @@ def saved_state(output: Path, name: str = "model_final.pth") -> dict[str, torch.
         return {k: v for key, value in pairs for k, v in flat(value, f"{path}/{key}").items()}
 
     return flat(torch.load(output / name, weights_only=True), "")
+
+
+def state_of(step: PretrainStep) -> dict[str, torch.Tensor]:
+    """Copies of all that a step may change: both encoders, statistics, queues, momenta."""
+    state = {name: value.clone() for name, value in step.detco.state_dict().items()}
+    for i, slots in step.optimizer.state_dict()["state"].items():
+        state.update({f"optimizer/{i}/{k}": v.clone() for k, v in slots.items() if v is not None})
+    return state
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that differ by a bit."""
+    return [name for name in before if not torch.equal(before[name], after[name])]
 
 
 def descendants(pid: int) -> list[int]:

@@ -14,17 +14,7 @@ from detco_d2.compat import create_local_process_group
 from detco_d2.engine.guard import NonFiniteSteps
 from detco_d2.engine.step import PretrainStep
 from tests.conftest import make_batch, tiny_config
-
-
-def everything(step: PretrainStep) -> dict[str, torch.Tensor]:
-    state = {name: value.clone() for name, value in step.detco.state_dict().items()}
-    for i, slots in step.optimizer.state_dict()["state"].items():
-        state[f"momentum/{i}"] = slots["momentum_buffer"].clone()
-    return state
-
-
-def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name in before if not torch.equal(before[name], after[name])]
+from tests.faults.harness import changed, state_of
 
 
 def main(output: str) -> None:
@@ -54,7 +44,7 @@ def main(output: str) -> None:
         return result + (math.nan if rank == 1 else 0.0)
 
     run()
-    before = everything(step)
+    before = state_of(step)
     handles = [
         lambda: model.key_encoder.global_heads["res4"].out.register_forward_hook(poison),
         lambda: model.query_encoder.backbone.res3.register_forward_hook(poison),
@@ -63,14 +53,14 @@ def main(output: str) -> None:
         handle = register()
         run()
         handle.remove()
-    poisoned = everything(step)
+    poisoned = state_of(step)
     run()
     torch.save(
         {
             "changed_by_poison": changed(before, poisoned),
-            "changed_by_step": len(changed(poisoned, everything(step))),
+            "changed_by_step": len(changed(poisoned, state_of(step))),
             "undone": step.nonfinite.total,
-            "finite": all(bool(v.isfinite().all()) for v in everything(step).values()),
+            "finite": all(bool(v.isfinite().all()) for v in state_of(step).values()),
             "finite_losses": [
                 all(math.isfinite(value) for value in process["losses"].values())
                 for process in reports[-1]["processes"]

@@ -23,7 +23,7 @@ import numpy as np
 from detco_d2.data.synthetic import write_scenes
 
 from ..conftest import ROOT
-from .harness import Run, command, descendants, processes_of, saved_state, wait_for
+from .harness import Run, changed, command, descendants, processes_of, saved_state, wait_for
 
 SEED = 0
 
@@ -198,7 +198,7 @@ def main(folder: Path, iterations: int) -> None:
     for kind, count in injected.items():
         print(f"{count:3d} x {kind}")
     ends = [saved_state(folder / name) for name in ("undisturbed", "disturbed")]
-    differ = [name for name in ends[0] if not ends[0][name].equal(ends[1][name])]
+    differ = changed(*ends)
     lists = [(folder / n / "bad_images.txt").read_text() for n in ("undisturbed", "disturbed")]
     print(f"{len(ends[0])} tensors at the end, of which {len(differ)} differ: {differ[:5]}")
     print(f"lists of bad images equal: {lists[0] == lists[1]} ({lists[0].count(chr(10))} images)")

@@ -13,14 +13,7 @@ from detco_d2.modeling import detco as detco_module
 
 from ..distributed.test_two_processes import torchrun
 from ..engine.test_pretrain import make_trainer
-
-
-def everything(trainer):
-    """Copies of all that a step may change: both encoders, statistics, queues, momenta."""
-    state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    for i, slots in trainer.optimizer.state_dict()["state"].items():
-        state.update({f"optimizer/{i}/{k}": v.clone() for k, v in slots.items() if v is not None})
-    return state
+from .harness import changed, state_of
 
 
 def poison_gradient(trainer, value):
@@ -62,13 +55,13 @@ class PoisonAt:
         if self.trainer.iter not in self.iterations:
             self.run_step()
             return
-        self.before.append(everything(self.trainer))
+        self.before.append(state_of(self.trainer._trainer))
         handle = self.poison(self.trainer)
         try:
             self.run_step()
         finally:
             handle.remove()
-            self.after.append(everything(self.trainer))
+            self.after.append(state_of(self.trainer._trainer))
 
 
 @pytest.mark.parametrize("what, parts", [*((what, 1) for what in POISONS), (KEYS, 2)])
@@ -78,9 +71,9 @@ def test_a_step_without_a_number_changes_nothing_bit_for_bit(scenes, tmp_path, c
     trainer.train()
     (before,), (after,) = spy.before, spy.after
     assert before.keys() == after.keys() and any("momentum_buffer" in name for name in before)
-    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert changed(before, after) == []
     assert "Step 2 is undone" in caplog.text and "(1 in a row)" in caplog.text
-    assert all(value.isfinite().all() for value in everything(trainer).values())
+    assert all(value.isfinite().all() for value in state_of(trainer._trainer).values())
     assert trainer.model.queue.num_enqueued == 12  # three steps of four images, not four
     assert trainer.storage.history("nonfinite_steps").latest() == 1
 
@@ -91,7 +84,7 @@ def test_without_the_undoing_that_state_would_differ(scenes, tmp_path, monkeypat
     trainer = make_trainer(scenes, tmp_path, 3)
     spy = PoisonAt(trainer, POISONS[KEYS], [2])
     trainer.train()
-    differ = [n for n in spy.before[0] if not torch.equal(spy.before[0][n], spy.after[0][n])]
+    differ = changed(spy.before[0], spy.after[0])
     assert any("running_mean" in name for name in differ)
 
 
@@ -118,8 +111,7 @@ def test_training_stops_after_so_many_in_a_row_and_the_reports_are_bounded(scene
     assert len(spy.after) == 3 + 5  # not stopped by the three before, between which steps passed
     reports = sorted(path.name for path in (tmp_path / "debug").iterdir())
     assert reports == [f"nonfinite_{i:07d}.pt" for i in (0, 1, 3)] and len(reports) == MAX_REPORTS
-    differ = [n for n in spy.before[-1] if not torch.equal(spy.before[-1][n], spy.after[-1][n])]
-    assert differ == []
+    assert changed(spy.before[-1], spy.after[-1]) == []
 
 
 def test_a_report_that_cannot_be_written_does_not_end_the_run(caplog):

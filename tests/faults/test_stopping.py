@@ -67,16 +67,21 @@ def test_torchruns_own_stop_reaches_every_process_and_loses_nothing(scenes, tmp_
     assert code == 0 and f"Starting training from iteration {int(saved.stem[-7:]) + 1}" in text
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path):
+def listener(patience):
+    """A process that listens for signals and never stops by itself."""
     code = (
         "import time; from detco_d2.engine.stopping import StopRequest\n"
-        "with StopRequest(60) as stop:\n"
+        f"with StopRequest({patience}) as stop:\n"
         "    print('ready', flush=True)\n"
-        "    time.sleep(0.1)\n"
         "    while True: time.sleep(0.1)\n"
     )
     run = Run([sys.executable, "-W", "ignore", "-c", code])
     run.until(lambda: "ready" in run.text())
+    return run
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    run = listener(patience=60)
     os.kill(run.pid, signal.SIGTERM)
     os.kill(run.pid, signal.SIGTERM)  # the same request, by two ways
     time.sleep(1.2)
@@ -85,15 +90,8 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
     assert run.wait(timeout=10)[0] == 143
 
 
-def test_a_process_that_does_not_stop_in_time_is_ended(tmp_path):
-    code = (
-        "import time; from detco_d2.engine.stopping import StopRequest\n"
-        "with StopRequest(1) as stop:\n"
-        "    print('ready', flush=True)\n"
-        "    while True: time.sleep(0.1)\n"
-    )
-    run = Run([sys.executable, "-W", "ignore", "-c", code])
-    run.until(lambda: "ready" in run.text())
+def test_a_process_that_does_not_stop_in_time_is_ended():
+    run = listener(patience=1)
     os.kill(run.pid, signal.SIGTERM)
     assert run.wait(timeout=10)[0] == -signal.SIGALRM
 
