@@ -54,8 +54,12 @@ def run() -> None:
     try:
         config = read_config(arguments)
         check_weights(config)
-        check_run(config, num_processes(arguments))
-        arguments.resume = check_output_dir(config, arguments.resume, arguments.overwrite)
+        processes = num_processes(arguments)
+        # under torchrun once on a machine, and once in all; what rank 0 finds here, main() shares
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            check_run(config, processes)
+        if os.environ.get("RANK", "0") == "0":
+            arguments.resume = check_output_dir(config, arguments.resume, arguments.overwrite)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"pretrain_net: {error}")
     launch(main, arguments, config.SOLVER.COLLECTIVE_TIMEOUT)
