@@ -256,6 +256,27 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
         return incompatible
 
 
+def build_resnet(
+    shape: dict[str, int], norm: str, stages: list[str], stride_in_1x1: bool = False
+) -> Any:
+    """Detectron2's ResNet of some MODEL.RESNETS keys, with the outputs of these stages."""
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.OUT_FEATURES = stages
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
+    if shape["DEPTH"] in (18, 34):
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    for key, value in shape.items():
+        cfg.MODEL.RESNETS[key] = value
+    return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def norm_of(backbone: dict[str, torch.Tensor]) -> str:
+    """The norm that a ResNet's tensors are of."""
+    return "BN" if "stem.conv1.norm.running_mean" in backbone else "GN"
+
+
 def check_complete(backbone: dict[str, torch.Tensor], source: str) -> str:
     """Check a ResNet backbone's tensors against the ResNet of its depth and width.
 
@@ -269,13 +290,7 @@ def check_complete(backbone: dict[str, torch.Tensor], source: str) -> str:
     shape = describe_resnet(backbone)
     if shape is None:
         return f"{len(backbone)} backbone tensors (no ResNet, so not checked against one)."
-    cfg = get_cfg()
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.NORM = "BN" if "stem.conv1.norm.running_mean" in backbone else "GN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    for key, value in shape.items():
-        cfg.MODEL.RESNETS[key] = value
-    model = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    model = build_resnet(shape, norm_of(backbone), ["res5"])
     state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
     placed = place_backbone(backbone, state, repr(source))
     return f"{len(placed)} of {len(placed)} backbone tensors of ResNet-{shape['DEPTH']} matched."
