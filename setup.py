@@ -18,10 +18,14 @@ setup(
     python_requires=">=3.10",
     # Detectron2 is on no package index under its own name: tools/setup_env.py installs it.
     install_requires=["torch", "torchvision", "fvcore", "pycocotools", "opencv-python"],
-    # What Detectron2's Cityscapes loader and evaluators import; the reader of tar shards.
+    # What Detectron2's Cityscapes loader and evaluators import; the reader of tar shards; the SVM
+    # of the probes; weight files of that format; the writer for Weights & Biases.
     extras_require={
         "cityscapes": ["cityscapesscripts", "shapely"],
         "shards": ["webdataset"],
+        "probe": ["scikit-learn"],
+        "safetensors": ["safetensors"],
+        "wandb": ["wandb"],
     },
     package_data={"detco_d2.evaluation": ["published.csv"]},
 )

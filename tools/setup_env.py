@@ -32,8 +32,11 @@ INDEX_COPY = "detectron2-cdo==0.5"
 TORCH = ["torch>=2.14.1,<2.16", "torchvision>=0.29.1,<0.30"]
 BUILD = ["setuptools<81", "wheel", "ninja"]
 TOOLS = ["pytest==9.2.0", "hypothesis==6.170.17", "ruff==0.17.6", "mypy==2.4.1"]
-# Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own.
-CITYSCAPES = ["cityscapesscripts==2.3.0", "pyquaternion==0.9.9", "shapely>=2,<3"]
+# Of the probes and of the weight formats.
+EXTRAS = ["scikit-learn>=1.6,<2", "safetensors>=0.5,<1"]
+# Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own, timm
+# for a client of its hub.
+ALONE = ["cityscapesscripts==2.3.0", "pyquaternion==0.9.9", "shapely>=2,<3", "timm==1.0.31"]
 COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3", "webdataset<2"]
 FOR_UPSTREAM = ["numpy>=2,<2.6", "Pillow>=10,<14", "opencv-python>=4.8,<6", "pycocotools<2.1"]
 FOR_INDEX_COPY = [
@@ -173,19 +176,19 @@ def install(kind: str, location: str, venv: Path) -> str:
         packages = next((venv / "lib").glob("python*/site-packages"))
         (packages / "existing.pth").write_text("\n".join(location.split(os.pathsep)) + "\n")
         say(f"[2/{steps}] packages that may be missing beside it (seconds)")
-        run(*pip, "opencv-python", "pycocotools", *BUILD[:2], *TOOLS)
+        run(*pip, "opencv-python", "pycocotools", *BUILD[:2], *TOOLS, *EXTRAS)
     else:
         say(f"[2/{steps}] torch and torchvision, about 3 GB (1 to 10 minutes)")
         run(*pip, *TORCH, *BUILD)
         say(f"[3/{steps}] other packages (1 minute)")
         pins = FOR_INDEX_COPY if kind == "index" else FOR_UPSTREAM
-        run(*pip, *COMMON, *pins, *TOOLS)
+        run(*pip, *COMMON, *pins, *TOOLS, *EXTRAS)
         say(f"[4/{steps}] Detectron2 ({'seconds' if kind == 'index' else '2 to 5 minutes, C++'})")
         if kind == "index":
             install_index_copy(python)
         else:
             run(*pip, "--no-build-isolation", location, env={"MAX_JOBS": "2"})
-    run(*pip, "--no-deps", *CITYSCAPES)
+    run(*pip, "--no-deps", *ALONE)
     say(f"[{steps - 1}/{steps}] this project (seconds)")
     run(*pip, "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     say(f"[{steps}/{steps}] check (seconds)")
