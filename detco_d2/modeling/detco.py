@@ -17,7 +17,15 @@ from ..compat import current_event_storage
 from ..config import FAMILIES, check_detco_config, required_views
 from .distributed import RowExchange, batch_permutation, concat_all_gather, own_rows
 from .encoder import Encoder, ProjectionHead, checkpoint_activations
-from .losses import MIN_FUSED_TEMPERATURE, embedding_spread, fused_info_nce, info_nce
+from .losses import (
+    MIN_FUSED_TEMPERATURE,
+    alignment,
+    embedding_spread,
+    fused_info_nce,
+    info_nce,
+    top_k_accuracy,
+    uniformity,
+)
 from .queue import KeyQueue
 
 
@@ -27,6 +35,10 @@ class DetCo(nn.Module):
 
     Equation 1 of the paper: L = sum_i w_i (L_gg^i + L_ll^i + L_gl^i), i over the stages. With one
     stage (res5) and one family (gg) it is MoCo v2.
+
+    Attributes:
+        watch_closely: also record, of the next steps, what takes time to compute: top-5,
+            alignment and uniformity. Changes nothing that is learnt.
     """
 
     pixel_mean: torch.Tensor
@@ -86,7 +98,9 @@ class DetCo(nn.Module):
         # walking over modules for them takes longer than a GPU takes for the average
         self._ema_keys: list[torch.Tensor] = list(self.key_encoder.parameters())
         self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
+        self.watch_closely = False
         self._waiting_keys: list[torch.Tensor] = []
+        self._watched: list[tuple[list[str], torch.Tensor]] = []
         self._statistics: list[list[torch.Tensor]] = []
         self._kept_statistics: list[list[torch.Tensor]] = []
         shape = (-1, 1, 1)
@@ -179,6 +193,7 @@ class DetCo(nn.Module):
         losses = self._compute_losses(queries, own_keys)
         if is_whole_step:
             self.queue.enqueue(all_keys)
+            self._record()
         else:
             self._waiting_keys.append(all_keys)
         return losses
@@ -186,7 +201,7 @@ class DetCo(nn.Module):
     @torch.no_grad()
     def begin_step(self) -> None:
         """Remember what a forward pass changes, the running statistics of both encoders."""
-        self._waiting_keys.clear()
+        self._forget_parts()
         if not self._statistics:
             by_type: dict[torch.dtype, list[torch.Tensor]] = {}
             for encoder in (self.query_encoder, self.key_encoder):
@@ -203,18 +218,24 @@ class DetCo(nn.Module):
     def finish_step(self) -> None:
         """After the optimiser: the queues take the keys of all parts, the momentum encoder moves.
 
-        The next step then meets what it would have met, had the average come first in it.
+        The next step then meets what it would have met, had the average come first in it. What
+        was watched is recorded: the mean over the parts, of this process.
         """
         self.queue.enqueue(torch.cat(self._waiting_keys, dim=1))
-        self._waiting_keys.clear()
         self._update_momentum_encoder()
+        self._record()
+        self._forget_parts()
 
     @torch.no_grad()
     def undo_step(self) -> None:
         """Put everything back to where :meth:`begin_step` found it, bit for bit."""
-        self._waiting_keys.clear()
+        self._forget_parts()
         for kept, group in zip(self._kept_statistics, self._statistics):
             torch._foreach_copy_(group, kept)
+
+    def _forget_parts(self) -> None:
+        self._waiting_keys.clear()
+        self._watched.clear()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._statistics = []  # a change of device or type replaces buffers
@@ -276,11 +297,7 @@ class DetCo(nn.Module):
         compute = self._fused_losses if self.fused_loss else self._plain_losses
         with torch.autocast(self.pixel_mean.device.type, enabled=False):
             names, info_nces, top1s = compute(queries, keys)
-            spreads = embedding_spread(torch.stack(list(queries.values())))
-        watched = [f"info_nce/{family}_{stage}" for family, stage in names]
-        watched += [f"top1/{family}_{stage}" for family, stage in names]
-        watched += [f"spread/{view}_{stage}" for view, stage in queries]
-        self._record(watched, torch.cat([info_nces.detach(), top1s, spreads]))
+            self._watch(names, queries, keys, info_nces, top1s)
         return {
             f"loss_{family}_{stage}": self.stage_weights[stage] * loss
             for (family, stage), loss in zip(names, info_nces)
@@ -328,11 +345,48 @@ class DetCo(nn.Module):
         losses, top1s = zip(*results)
         return names, torch.stack(losses), torch.stack(top1s)
 
-    def _record(self, names: list[str], values: torch.Tensor) -> None:
-        """Put scalars into the event storage, with one transfer from the device."""
+    @torch.no_grad()
+    def _watch(
+        self,
+        terms: list[tuple[str, str]],
+        queries: dict[tuple[str, str], torch.Tensor],
+        keys: torch.Tensor,
+        info_nces: torch.Tensor,
+        top1s: torch.Tensor,
+    ) -> None:
+        """Note the health of each term and of each view's embeddings; no transfer yet."""
+        by_term = {"info_nce": info_nces.detach(), "top1": top1s}
+        embeddings = torch.stack(list(queries.values()))
+        by_view = {"spread": embedding_spread(embeddings)}
+        if self.watch_closely:
+            asked = [queries[FAMILIES[family][0], stage] for family, stage in terms]
+            owners = [self.queue_names.index((FAMILIES[f][1], stage)) for f, stage in terms]
+            by_term["alignment"] = alignment(torch.stack(asked), keys[owners])
+            by_term["top5"] = torch.stack(
+                [
+                    top_k_accuracy(query, keys[i], self.queue.features[i], 5)
+                    for query, i in zip(asked, owners)
+                ]
+            )
+            by_view["uniformity"] = uniformity(embeddings)
+        groups = ((terms, by_term), (list(queries), by_view))
+        names = [
+            f"{kind}/{first}_{stage}"
+            for labels, values in groups
+            for kind in values
+            for first, stage in labels
+        ]
+        self._watched.append((names, torch.cat([*by_term.values(), *by_view.values()])))
+
+    def _record(self) -> None:
+        """Put the mean over the parts into the event storage, with one transfer from the device."""
         storage = current_event_storage()
-        if storage is not None:
-            storage.put_scalars(**dict(zip(names, values.tolist())))
+        if storage is not None and self._watched:
+            values = torch.stack([part for _, part in self._watched]).mean(dim=0)
+            for name, value in zip(self._watched[0][0], values.tolist()):
+                is_in_every_step = name.startswith(("info_nce/", "top1/", "spread/"))
+                storage.put_scalar(name, value, smoothing_hint=is_in_every_step)
+        self._watched.clear()
 
 
 def _without_idle_stages(cfg: CfgNode) -> CfgNode:

@@ -1,5 +1,7 @@
 """The meta-architecture: what a step computes, changes, and leaves alone."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,6 +130,70 @@ def test_accuracy_and_spread_go_to_the_event_storage_not_to_the_losses(model):
         assert 0.4 * seen[f"info_nce/{family}_res3"] == pytest.approx(weighted, rel=1e-5)
         assert 0 <= seen[f"top1/{family}_res3"] <= 1
     assert 0 < seen["spread/local_res5"] < 2 and 0 < seen["spread/global_res2"] < 2
+
+
+def recorded(model, batches):
+    """What a step over these parts puts into the storage: the values of each name."""
+    with EventStorage() as storage:
+        model.begin_step()
+        for batch in batches:
+            model(batch, is_whole_step=False)
+        assert not storage.histories()  # nothing yet: the step may be undone
+        model.finish_step()
+        return {name: h.values()[0][0] for name, h in storage.histories().items()}
+
+
+def test_close_watching_adds_top5_alignment_and_uniformity_and_changes_nothing(model):
+    other = copy.deepcopy(model)
+    model.watch_closely = True
+    close, usual = recorded(model, [make_batch()]), recorded(other, [make_batch()])
+    added = {
+        f"{kind}/{f}_res{i}"
+        for kind in ("top5", "alignment")
+        for f in ("gg", "ll", "gl")
+        for i in (2, 3, 4, 5)
+    }
+    added |= {f"uniformity/{view}_res{i}" for view in ("global", "local") for i in (2, 3, 4, 5)}
+    assert close.keys() - usual.keys() == added
+    assert {name: close[name] for name in usual} == usual
+    for family in ("gg", "gl", "ll"):
+        assert close[f"top1/{family}_res4"] <= close[f"top5/{family}_res4"] <= 1
+        assert 0 < close[f"alignment/{family}_res4"] < 4
+    assert -4 < close["uniformity/global_res5"] < 0
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_each_term_is_watched_against_its_own_view_stage_and_queue(model):
+    model.watch_closely = True
+    batch = make_batch()
+    with torch.no_grad():
+        views = {name: model._normalise(view) for name, view in batch.items()}
+        queries = model.query_encoder(views["global_query"], views["local_query"])
+        keys = model.key_encoder(views["global_key"], views["local_key"])
+    seen = recorded(model, [batch])
+    for family, query_view, key_view in (("gg", *2 * ["global"]), ("gl", "local", "global")):
+        distance = (queries[query_view, "res3"] - keys[key_view, "res3"]).square().sum(1).mean()
+        assert seen[f"alignment/{family}_res3"] == pytest.approx(distance.item(), rel=1e-4)
+
+
+def test_what_is_recorded_is_the_mean_over_the_parts_of_a_step(model):
+    model.watch_closely = True
+    batches = [make_batch(seed=seed) for seed in (1, 2)]
+    alone = [recorded(copy.deepcopy(model), [batch]) for batch in batches]
+    together = recorded(model, batches)
+    for name, value in together.items():
+        expected = (alone[0][name] + alone[1][name]) / 2
+        assert value == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+
+
+def test_an_undone_step_records_nothing(model):
+    with EventStorage() as storage:
+        model.begin_step()
+        model(make_batch(), is_whole_step=False)
+        model.undo_step()
+        assert not storage.histories()
+    assert recorded(model, [make_batch()])  # and leaves nothing to the next
 
 
 def test_inference_is_refused_with_the_way_out(model):
