@@ -124,6 +124,17 @@ def add_detco_config(cfg: CfgNode) -> None:
     # Seconds that a process waits for the others, or for its loader processes, before the job ends.
     cfg.SOLVER.COLLECTIVE_TIMEOUT = 600
 
+    # In pretraining: the top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
+    # (docs/probes.md). DATASET: a folder of class folders, or a detection data set whose boxes are
+    # cut out; "" is off. PERIOD: iterations between two evaluations, of which the last iteration
+    # always has one; 0: that one alone.
+    cfg.TEST.KNN = CfgNode()
+    cfg.TEST.KNN.DATASET = ""
+    cfg.TEST.KNN.PERIOD = 0
+    # k, and at most so many labelled images in each half.
+    cfg.TEST.KNN.NEIGHBOURS = 20
+    cfg.TEST.KNN.MAX_IMAGES = 5000
+
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
     cfg.MODEL.SUPERVISED_BASELINE = False
@@ -224,6 +235,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.MAX_FAILED_SAVES": (0, math.inf),
     "SOLVER.MAX_NONFINITE_STEPS": (0, math.inf),
     "SOLVER.COLLECTIVE_TIMEOUT": (1, math.inf),
+    "TEST.KNN.PERIOD": (0, math.inf),
+    "TEST.KNN.NEIGHBOURS": (1, math.inf),
+    "TEST.KNN.MAX_IMAGES": (2, math.inf),
 }
 
 

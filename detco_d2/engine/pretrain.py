@@ -17,6 +17,7 @@ from ..data.mapper import DetCoDatasetMapper
 from ..data.shards import build_shard_loader, find_shards, is_shard_name, list_shards
 from .guard import BadImages, NonFiniteSteps
 from .hooks import CheckpointHook, CollapseHook, StopHook, ThroughputHook
+from .knn import KNNHook, load_knn_halves
 from .launch import keep_freed_memory
 from .step import PretrainStep
 from .stopping import StopRequest
@@ -46,9 +47,11 @@ def check_run(cfg: CfgNode, processes: int) -> None:
     The images of folders and data sets are counted for it; those of tar shards take too long.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`check_images` and
-            :func:`check_batch`; or fewer tar shards than loader processes.
+        ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch` and
+            :func:`load_knn_halves`; or fewer tar shards than loader processes.
     """
+    if cfg.TEST.KNN.DATASET:
+        load_knn_halves(cfg)
     names, workers = cfg.DATASETS.TRAIN, max(1, cfg.DATALOADER.NUM_WORKERS)
     check_images(names)
     if any(is_shard_name(name) for name in names):
@@ -252,6 +255,7 @@ class PretrainTrainer(Trainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             ThroughputHook(solver.IMS_PER_BATCH),
+            KNNHook(self.cfg, self.stop),
         ]
         if comm.is_main_process():
             result += [

@@ -170,6 +170,27 @@ def svm(
     return result
 
 
+def chance(train_y: torch.Tensor, test_y: torch.Tensor) -> dict[str, float]:
+    """What features without the class give, in percent, by metric.
+
+    Args:
+        train_y, test_y: as of :func:`svm`.
+
+    Returns:
+        "mAP", the mean share of positives; with one class an item also "top-1" and "top-5" of
+        always answering with the most frequent classes of the training half.
+    """
+    y_NC, y_MC = _one_hot(train_y, test_y)
+    kept = [c for c in range(y_NC.shape[1]) if _has_both(y_NC[:, c]) and _has_both(y_MC[:, c])]
+    shares = [float((y_MC[y_MC[:, c] >= 0, c] == 1).mean()) for c in kept]
+    result = {"mAP": 100 * float(np.mean(shares))} if shares else {}
+    if train_y.ndim == 1:
+        frequent = np.argsort(-y_NC.sum(axis=0), kind="stable")
+        for count in (1, 5):
+            result[f"top-{count}"] = 100 * float(np.isin(test_y.numpy(), frequent[:count]).mean())
+    return result
+
+
 def _one_hot(train_y: torch.Tensor, test_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     if train_y.ndim == 1:
         classes = int(max(train_y.max(), test_y.max())) + 1

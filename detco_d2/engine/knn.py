@@ -1,0 +1,128 @@
+"""Nearest-neighbour accuracy of the query encoder's backbone while it is pretrained."""
+
+import copy
+import logging
+import time
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..checkpoint.frozen import FrozenBackbone
+from ..checkpoint.input_spec import InputSpec
+from ..data.labelled import Labelled, LabelledImages, load_halves
+from ..evaluation.features import extract
+from ..evaluation.probes import chance, knn
+
+_KEY = "TEST.KNN.DATASET"
+
+logger = logging.getLogger(__name__)
+
+
+def load_knn_halves(cfg: CfgNode) -> tuple[Labelled, Labelled]:
+    """What TEST.KNN compares with, and what it classifies.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`load_halves`.
+    """
+    return load_halves(cfg.TEST.KNN.DATASET, max_images=cfg.TEST.KNN.MAX_IMAGES, key=_KEY)
+
+
+class KNNHook(HookBase):
+    """Puts `knn/{stage}`, top-1 accuracy in percent, into the storage and the log.
+
+    Training goes on as if it had not been: a copy of the backbone is evaluated, and no random
+    number is drawn. The processes share the images; each uses the running statistics of the first,
+    which are those that a checkpoint has.
+    """
+
+    def __init__(self, cfg: CfgNode, stop: Any = None) -> None:
+        """
+        Args:
+            cfg: of the run; nothing is done where TEST.KNN.DATASET is empty.
+            stop: a :class:`StopRequest`, to which loader processes listen too.
+        """
+        self.cfg = cfg
+        self.stop = stop
+        self.halves: list[Labelled] = []
+
+    def before_train(self) -> None:
+        """
+        Raises:
+            ValueError, FileNotFoundError: see :func:`load_knn_halves`.
+        """
+        if self.cfg.TEST.KNN.DATASET:
+            self.halves = list(load_knn_halves(self.cfg))
+
+    def after_step(self) -> None:
+        done, period = self.trainer.iter + 1, self.cfg.TEST.KNN.PERIOD
+        is_due = period > 0 and done % period == 0
+        if self.halves and (is_due or done == self.trainer.max_iter):
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """One evaluation; every process has to call it."""
+        started = time.perf_counter()
+        model = self.trainer.model
+        backbone = _frozen_copy(getattr(model, "module", model).query_encoder.backbone, self.cfg)
+        halves = [self._features(backbone, half) for half in self.halves]
+        if not comm.is_main_process():
+            return
+        (features, y), (test_features, test_y) = halves
+        if not len(y) or not len(test_y):
+            logger.warning("No k-NN: no image of a half of %s can be read.", _KEY)
+            return
+        k = self.cfg.TEST.KNN.NEIGHBOURS
+        found = {
+            f"knn/{stage}": knn(features[stage], y, test_features[stage], test_y, k=k)
+            for stage in features
+        }
+        self.trainer.storage.put_scalars(**found, smoothing_hint=False)
+        logger.info(
+            "k-NN at iteration %d: %s (chance %.1f %%; %d images among %d, %.0f s)",
+            self.trainer.iter,
+            ", ".join(f"{name[len('knn/') :]} {value:.1f} %" for name, value in found.items()),
+            chance(y, test_y)["top-1"],
+            *(len(test_y), len(y), time.perf_counter() - started),
+        )
+
+    def _features(
+        self, backbone: FrozenBackbone, half: Labelled
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Features by stage and labels of all images, on the main process; elsewhere anything."""
+        images = LabelledImages(half, self.cfg.INPUT.DETCO.GLOBAL_SIZE)
+        own = range(comm.get_rank(), len(images), comm.get_world_size())
+        try:
+            features, numbers = extract(
+                backbone,
+                torch.utils.data.Subset(images, own),
+                num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                device=backbone.pixel_mean.device,
+                start_worker=self._start_worker,
+            )
+        except ValueError as error:  # training does not end because a folder has gone
+            logger.warning("%s", error)
+            features, numbers = {}, torch.zeros(0, dtype=torch.long)
+        parts = comm.gather((features, numbers)) or [(features, numbers)]
+        by_stage: dict[str, list[torch.Tensor]] = {}
+        for found, _ in parts:
+            for (_, stage), values in found.items():
+                by_stage.setdefault(stage, []).append(values)
+        order = torch.cat([positions for _, positions in parts])
+        joined = {stage: torch.cat(values) for stage, values in by_stage.items()}
+        return joined, torch.from_numpy(half.labels)[order]
+
+    def _start_worker(self, worker: int) -> None:
+        if self.stop:
+            self.stop.listen_in_worker()
+
+
+def _frozen_copy(backbone: torch.nn.Module, cfg: CfgNode) -> FrozenBackbone:
+    device = next(backbone.parameters()).device
+    frozen = FrozenBackbone(copy.deepcopy(backbone), InputSpec(cfg).settings, "query encoder")
+    if comm.get_world_size() > 1:
+        for buffer in frozen.backbone.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    return frozen.to(device)

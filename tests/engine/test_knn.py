@@ -1,0 +1,136 @@
+"""Nearest neighbours while training: what they say, and that training does not see them."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detco_d2.checkpoint.frozen import frozen_backbone
+from detco_d2.data.labelled import LabelledImages
+from detco_d2.engine.knn import KNNHook, load_knn_halves
+from detco_d2.engine.pretrain import check_run
+from detco_d2.evaluation.features import extract
+from detco_d2.evaluation.probes import knn
+
+from ..conftest import tiny_config
+from .test_pretrain import assert_same_state, make_trainer
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """Class folders of single-coloured images: what random features can tell apart."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for name, colour in {"red": (220, 30, 30), "blue": (30, 30, 220)}.items():
+        (root / name).mkdir()
+        for i in range(12):
+            pixels = np.clip(rng.normal(colour, 8, (40, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return str(root)
+
+
+def read_metrics(folder):
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.json").read_text().splitlines()]
+    return {line["iteration"]: line for line in lines}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_does_not_see_the_hook(scenes, colours, tmp_path, workers):
+    def run(name, *settings):
+        every = ["DATALOADER.NUM_WORKERS", workers]
+        trainer = make_trainer(scenes, tmp_path / name, 4, *every, *settings)
+        trainer.train()
+        return trainer
+
+    plain = run("plain")
+    watched = run("watched", "TEST.KNN.DATASET", colours, "TEST.KNN.PERIOD", 1)
+    assert_same_state(plain.model.state_dict(), watched.model.state_dict())
+    assert all(p.requires_grad for p in watched.model.query_encoder.parameters())
+    assert watched.model.query_encoder.training
+    assert watched.storage.latest()["knn/res2"][1] == 3
+
+
+def test_the_class_is_found_in_colours_at_every_stage_and_period(scenes, colours, tmp_path, caplog):
+    settings = ["TEST.KNN.DATASET", colours, "TEST.KNN.PERIOD", 2, "TEST.KNN.NEIGHBOURS", 5]
+    with caplog.at_level(logging.INFO, "detco_d2"):
+        make_trainer(scenes, tmp_path, 3, *settings).train()
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("k-NN at")]
+    assert [text.split(":")[0] for text in said] == ["k-NN at iteration 1", "k-NN at iteration 2"]
+    assert "6 images among 18" in said[0] and "chance" in said[0]
+    metrics = read_metrics(tmp_path)
+    for iteration in (1, 2):
+        for stage in ("res2", "res3", "res4", "res5"):
+            assert metrics[iteration][f"knn/{stage}"] == 100
+
+
+def test_without_a_period_the_last_iteration_alone_is_evaluated(scenes, colours, tmp_path):
+    make_trainer(scenes, tmp_path, 3, "TEST.KNN.DATASET", colours).train()
+    metrics = read_metrics(tmp_path)
+    assert [i for i, line in metrics.items() if "knn/res5" in line] == [2]
+
+
+def test_by_default_there_is_none(scenes, tmp_path):
+    make_trainer(scenes, tmp_path, 1).train()
+    assert not any(name.startswith("knn/") for name in read_metrics(tmp_path)[0])
+
+
+def test_the_value_is_that_of_the_saved_weights_on_boxes(scenes, tmp_path):
+    """On the boxes of a detection data set, whose classes an untrained network knows in part."""
+    name = f"scenes_train_12@{scenes}"
+    (Path(scenes) / "annotations" / "instances_train_12.json").write_bytes(
+        (Path(scenes) / "annotations" / "instances_train.json").read_bytes()
+    )
+    (Path(scenes) / "train_12").symlink_to(Path(scenes) / "train")
+    make_trainer(scenes, tmp_path, 2, "TEST.KNN.DATASET", name).train()
+    halves = load_knn_halves(tiny_config("TEST.KNN.DATASET", name))
+    backbone = frozen_backbone(str(tmp_path / "model_final.pth"))
+    (x, n), (test_x, m) = (extract(backbone, LabelledImages(half, 48)) for half in halves)
+    y, test_y = (torch.from_numpy(half.labels)[i] for half, i in zip(halves, (n, m)))
+    for stage in ("res2", "res5"):
+        expected = knn(x["average", stage], y, test_x["average", stage], test_y)
+        assert read_metrics(tmp_path)[1][f"knn/{stage}"] == expected
+        assert 0 < expected < 100
+
+
+def test_a_folder_that_goes_away_does_not_end_training(scenes, tmp_path, caplog):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / f"{i}.png")
+    settings = ["TEST.KNN.DATASET", str(tmp_path / "data"), "TEST.KNN.PERIOD", 1]
+    trainer = make_trainer(scenes, tmp_path / "run", 1, *settings)
+    hook = next(hook for hook in trainer._hooks if isinstance(hook, KNNHook))
+    hook.before_train()
+    for file in (tmp_path / "data").rglob("*.png"):
+        file.unlink()
+    hook.before_train = lambda: None
+    trainer.train()
+    assert "no image of a half of TEST.KNN.DATASET can be read" in caplog.text
+    assert (tmp_path / "run" / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda root: None, "neither a registered data set nor an existing"),
+        (lambda root: (root / "data").mkdir(), "No image below"),
+        (lambda root: _save(root / "data" / "x.png"), "1 of 1 images outside of any class folder"),
+        (lambda root: _save(root / "data" / "only" / "x.png"), "a probe needs two classes"),
+    ],
+)
+def test_wrong_data_is_refused_before_any_process_starts(scenes, tmp_path, make, message):
+    make(tmp_path)
+    cfg = tiny_config("DATASETS.TRAIN", (scenes + "/train",))
+    cfg.TEST.KNN.DATASET = str(tmp_path / "data")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        check_run(cfg, 1)
+    assert "data'" in str(error.value)
+
+
+def _save(file):
+    file.parent.mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(file)

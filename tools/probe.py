@@ -1,0 +1,221 @@
+#!/usr/bin/env python
+"""What frozen features know of the classes, stage by stage: k-NN, a linear classifier, SVMs.
+
+python tools/probe.py --weights output/mine/model_final.pth --random --data /labelled/folder
+python tools/probe.py --weights mine.pth --data voc_2007_trainval --test voc_2007_test \\
+    --labels images                                              # the VOC07 SVM task
+
+--data is a folder of class folders (or of such folders in train/ and val/), a folder in VOC's
+layout, or a registered detection data set, whose boxes are cut out (--labels crops) or whose images
+are labelled with the classes in them (--labels images, SVMs only). Without a test half a quarter of
+the images is held out. Prints a table and writes probes/NAME.json beside each weight file.
+"""
+
+import argparse
+import json
+import logging
+import re
+import shlex
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.logger import setup_logger
+
+import detco_d2  # noqa: F401  registers data sets
+from detco_d2.checkpoint.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone
+from detco_d2.checkpoint.handover import load_backbone
+from detco_d2.checkpoint.names import describe_resnet
+from detco_d2.data.labelled import KINDS, Labelled, LabelledImages, load_halves
+from detco_d2.evaluation.features import POOLS, Features, extract
+from detco_d2.evaluation.probes import chance, knn, linear, svm
+from detco_d2.files import replacing
+
+PROBES = ("knn", "linear", "svm")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "Pillow", "detco_d2")
+Half = tuple[Features, torch.Tensor]
+Result = dict[str, Any]
+logger = logging.getLogger("detco_d2.probe")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--weights", nargs="+", default=[], metavar="FILE", help="of any format, side by side")
+    add("--random", action="store_true", help="and a random initialisation of the same depth")
+    add("--depth", type=int, default=50, help="of --random, where there are no --weights")
+    add("--data", required=True, help="labelled images, see above")
+    add("--test", default="", help="the test half, where --data does not bring it")
+    add("--labels", choices=KINDS, default="crops", help="of a detection data set")
+    add("--probes", nargs="+", choices=PROBES, help="default: all that the labels allow")
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--size", type=int, default=224, help="side of the images in pixels")
+    add("--max-images", type=int, default=0, help="at most so many in each half; 0: all")
+    add("--min-box", type=int, default=16, help="least side of a box to cut out, in pixels")
+    add("--neighbours", type=int, default=20, help="k of k-NN")
+    add("--views", type=int, default=1, help="random crops of each training image (linear)")
+    add("--svm-pool", choices=POOLS, default="grid", help="how the SVMs' features are pooled")
+    add("--seed", type=int, default=0, help="of --random, of the split, and of the linear probe")
+    add("--batch-size", type=int, default=64)
+    add("--workers", type=int, default=2, help="loader processes, and SVMs at a time")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--output-dir", type=Path, help="writes probes/ there (default: beside the weights)")
+    args = parser.parse_args()
+    if not args.weights and not args.random:
+        parser.error("nothing to probe: give --weights FILE, or --random")
+    if args.labels == "images" and {"knn", "linear"} & set(args.probes or ()):
+        parser.error("--labels images has several classes an image: --probes svm is all it allows")
+    args.probes = args.probes or (["svm"] if args.labels == "images" else list(PROBES))
+    return args
+
+
+def build(args: argparse.Namespace, path: str) -> FrozenBackbone:
+    """The backbone of a weight file; of "" the random one."""
+    if path:
+        return frozen_backbone(path, args.stages)
+    depth = args.depth
+    if args.weights:
+        shape = describe_resnet(load_backbone(args.weights[0])[0])
+        if shape is None:
+            raise ValueError(f"--random: {args.weights[0]!r} is no ResNet, so has no depth.")
+        depth = shape["DEPTH"]
+    return random_backbone(depth, args.seed, args.stages)
+
+
+def features_of(
+    args: argparse.Namespace, backbone: FrozenBackbone, half: Labelled, view: int | None = None
+) -> Half:
+    """The features of a half, and their labels."""
+    averaged = {"average"} if {"knn", "linear"} & set(args.probes) else set()
+    pools = averaged | ({args.svm_pool} if "svm" in args.probes else set())
+    features, numbers = extract(
+        backbone,
+        LabelledImages(half, args.size, view),
+        pools=sorted(pools) if view is None else ["average"],
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        device=args.device,
+    )
+    return features, torch.from_numpy(half.labels)[numbers]
+
+
+def run_probes(
+    args: argparse.Namespace, backbone: FrozenBackbone, train: Labelled, test: Labelled
+) -> tuple[list[Result], Half, Half]:
+    backbone.to(args.device)
+    first, second = features_of(args, backbone, train), features_of(args, backbone, test)
+    views: list[Features] = [first[0]]
+    if "linear" in args.probes and args.views > 1:
+        views = [features_of(args, backbone, train, view)[0] for view in range(args.views)]
+    results = []
+    for probe in args.probes:
+        for stage in args.stages:
+            name = (args.svm_pool if probe == "svm" else "average", stage)
+            x, y, test_x, test_y = first[0][name], first[1], second[0][name], second[1]
+            if probe == "knn":
+                found = {"top-1": knn(x, y, test_x, test_y, k=args.neighbours)}
+            elif probe == "linear":
+                stacked = torch.stack([view[name] for view in views])
+                found = linear(stacked, y, test_x, test_y, seed=args.seed)
+            else:
+                found = svm(x, y, test_x, test_y, num_workers=max(1, args.workers))
+            logger.info("%s %s: %s", probe, stage, {m: round(v, 1) for m, v in found.items()})
+            results += [
+                {"probe": probe, "stage": stage, "metric": metric, "value": value}
+                for metric, value in found.items()
+            ]
+    return results, first, second
+
+
+def versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
+    beside = path or next(iter(args.weights), "")
+    folder = (args.output_dir or Path(beside).parent) / "probes"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = re.sub(r"\W+", "_", "_".join(Path(args.data).parts[-2:])).strip("_")
+    file = folder / f"{data}_{args.labels}_{Path(path).stem if path else 'random'}.json"
+    with replacing(file) as part:
+        part.write_text(json.dumps(record, indent=1))
+    logger.info("written: %s", file)
+
+
+def table(args: argparse.Namespace, records: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each probe, metric and backbone, a column for each stage."""
+    lines = [
+        "| probe | metric | backbone | " + " | ".join(args.stages) + " |",
+        "|---" * (3 + len(args.stages)) + "|",
+    ]
+    pairs = dict.fromkeys((r["probe"], r["metric"]) for r in records[0]["results"])
+    for probe, metric in pairs:
+        rows = []
+        for record in records:
+            values = {
+                r["stage"]: r["value"]
+                for r in record["results"]
+                if (r["probe"], r["metric"]) == (probe, metric)
+            }
+            rows.append((record["weights"], [values[stage] for stage in args.stages]))
+        rows.append(("chance", [records[0]["chance"][metric]] * len(args.stages)))
+        for name, numbers in rows:
+            cells = " | ".join(f"{number:.1f}" for number in numbers)
+            lines.append(f"| {probe} | {metric} | {name} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = parse()
+    setup_logger(name="detco_d2", abbrev_name="detco")
+    records: list[dict[str, Any]] = []
+    try:
+        train, test = load_halves(
+            args.data,
+            args.test,
+            kind=args.labels,
+            max_images=args.max_images,
+            min_box=args.min_box,
+            seed=args.seed,
+        )
+        for path in [*args.weights, *([""] if args.random else [])]:
+            started = time.perf_counter()
+            backbone = build(args, path)
+            name = path or backbone.source
+            logger.info("%s: %d training, %d test items", name, len(train.items), len(test.items))
+            results, first, second = run_probes(args, backbone, train, test)
+            record = {
+                "command": shlex.join(["python", *sys.argv]),
+                "weights": name,
+                "data": args.data,
+                "num_train": len(first[1]),
+                "num_test": len(second[1]),
+                "results": results,
+                "chance": chance(first[1], second[1]),
+                "classes": train.classes,
+                "versions": versions(),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            write(args, path, record)
+            records.append(record)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        sys.exit(f"probe: {error}")
+    print(
+        f"\n{args.data}, {args.labels}: {records[0]['num_train']} training and "
+        f"{records[0]['num_test']} test items, percent\n\n{table(args, records)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
