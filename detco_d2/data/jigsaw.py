@@ -66,3 +66,16 @@ def cut_jigsaw_batch(
     images = torch.arange(len(crops), device=crops.device).view(-1, 1, 1, 1)
     patches = crops[images, :, rows[..., :, None], columns[..., None, :]]
     return patches.permute(0, 1, 4, 2, 3)
+
+
+def original_order(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """The patches of one image where they were in its crop, before the shuffle.
+
+    Args:
+        patches: of shape (9, 3, p, p), in the order in which they enter the network.
+        cells: the cell of the crop that each comes from, of shape (9,).
+
+    Returns:
+        of shape (9, 3, p, p), row by row.
+    """
+    return patches[torch.argsort(cells)]

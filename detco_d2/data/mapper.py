@@ -102,8 +102,8 @@ class DetCoDatasetMapper:
         """
         Returns:
             `file_name`, and for each view a uint8 tensor: global views of shape (3, S, S), local
-            views of shape (9, 3, p, p). With "device" the views are what :meth:`finish` takes
-            instead.
+            views of shape (9, 3, p, p), with `{view}/cells` of shape (9,): which cell of the crop
+            each patch comes from. With "device" the views are what :meth:`finish` takes instead.
 
         Raises:
             UnreadableImage: the file cannot be decoded; names it.
@@ -161,14 +161,16 @@ class DetCoDatasetMapper:
         pixels = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
         if self.image_format == "BGR":
             pixels = pixels.flip(0)
-        return {view: cut_jigsaw(pixels, self.patch_size, *jigsaw) if jigsaw else pixels}
+        if jigsaw is None:
+            return {view: pixels}
+        return {view: cut_jigsaw(pixels, self.patch_size, *jigsaw), f"{view}/cells": jigsaw[0]}
 
     def finish(self, batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
         """Move a batch to the device, and do there what INPUT.DETCO.AUGMENTATION leaves to it.
 
         Returns:
             uint8 tensors: global views of shape (N, 3, S, S), local views of shape
-            (N, 9, 3, p, p).
+            (N, 9, 3, p, p); with them `{view}/cells`, of shape (N, 9).
         """
         result = {}
         for view in self.views:
@@ -183,6 +185,8 @@ class DetCoDatasetMapper:
                     places = (place.to(device, non_blocking=True) for place in places)
                     pixels = cut_jigsaw_batch(pixels, self.patch_size, *places)
             result[view] = pixels
+            if not _is_global(view):
+                result[f"{view}/cells"] = batch[f"{view}/cells"]
         return result
 
 
