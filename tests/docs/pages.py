@@ -1,0 +1,77 @@
+"""What the pages of the documentation hold: commands, links, headings."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..conftest import ROOT
+
+PAGES = [Path(ROOT, "README.md"), *sorted(Path(ROOT, "docs").glob("*.md"))]
+PROGRAMS = ("python", "torchrun", "pip", "make", "tensorboard", "sbatch", "git", "wandb")
+
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.M | re.S)
+_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_COMMAND = re.compile(rf"\s*(\$ )?({'|'.join(PROGRAMS)}) \S")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Something to run.
+
+    Attributes:
+        kind: "bash" or "python".
+        text: what a reader copies.
+        line: where it stands, counted from 1.
+    """
+
+    kind: str
+    text: str
+    line: int
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+def _without_fences(text: str) -> str:
+    """The text with its fences blanked out, every position kept."""
+    return _FENCE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
+
+
+def blocks(text: str) -> list[Block]:
+    """The fences of kind bash and python, and the commands in `single quotes`, in their order."""
+    found = [
+        Block(match[1], match[2], _line(text, match.start()) + 1)
+        for match in _FENCE.finditer(text)
+        if match[1] in ("bash", "python")
+    ]
+    for match in _SPAN.finditer(_without_fences(text)):
+        if _COMMAND.match(match[1]):
+            found.append(
+                Block("bash", " ".join(match[1].split()) + "\n", _line(text, match.start()))
+            )
+    return sorted(found, key=lambda block: block.line)
+
+
+def stray_commands(text: str) -> list[str]:
+    """Lines that look like commands, and are where no test finds them."""
+    other = [match[2] for match in _FENCE.finditer(text) if match[1] not in ("bash", "python")]
+    lines = [line for fence in other for line in fence.splitlines()]
+    lines += [line for line in _without_fences(text).splitlines() if line.startswith("    ")]
+    return [line for line in lines if _COMMAND.match(line)]
+
+
+def links(text: str) -> list[tuple[str, str]]:
+    """(text, target) of every link and picture."""
+    return re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", _without_fences(text))
+
+
+def anchors(text: str) -> set[str]:
+    """The names under which GitHub offers the headings of a page."""
+    found: set[str] = set()
+    for title in re.findall(r"^#+ (.+)$", _without_fences(text), re.M):
+        title = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower()
+        name = re.sub(r"[^\w\- ]", "", title).replace(" ", "-")
+        number = next(n for n in range(99) if (f"{name}-{n}" if n else name) not in found)
+        found.add(f"{name}-{number}" if number else name)
+    return found

@@ -1,0 +1,96 @@
+"""What a reader of the documentation has: images, labelled data, weight files, finished runs."""
+
+import os
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from detco_d2.checkpoint.handover import load_backbone
+from detco_d2.checkpoint.names import detectron2_to_torchvision
+from detco_d2.data.cityscapes import make_train_id_files
+from detco_d2.data.synthetic import write_scenes
+
+from ..checkpoint.test_input_spec import write_caffe2
+from ..conftest import ROOT, load_config
+from .rules import NARROW, PRETRAIN
+
+REPOSITORY = ("configs", "detco_d2", "docs", "tests", "tools", "Makefile", "pretrain_net.py")
+REPOSITORY += ("train_net.py", "setup.py", "pyproject.toml", "README.md")
+RUNS = ("output/mine", "output/detco")
+
+
+def _plant_run(folder: Path) -> None:
+    """A run of pretraining that is done: its last checkpoint."""
+    cfg = load_config("detco.yaml", *PRETRAIN, *NARROW)
+    cfg.OUTPUT_DIR = str(folder)
+    folder.mkdir(parents=True)
+    model = build_model(cfg)
+    DetectionCheckpointer(model, str(folder)).save("model_final")
+    (folder / "config.yaml").write_text(cfg.dump())
+
+
+def _plant_weights(root: Path) -> None:
+    """The same backbone under MSRA's and under MoCo's names."""
+    backbone, _, _ = load_backbone(str(root / "output/mine/model_final.pth"))
+    write_caffe2(backbone, root / "R-50.pkl")
+    names = {name: detectron2_to_torchvision(name) for name in backbone}
+    moco = {f"module.encoder_q.{names[name]}": tensor for name, tensor in backbone.items()}
+    torch.save({"state_dict": moco, "arch": "resnet50"}, root / "moco_v2_200ep.pth.tar")
+
+
+def plant(root: Path, layouts: Path) -> None:
+    """Everything but a page's own folder.
+
+    Args:
+        root: holds my/, data/, shared/, and what is copied into the folder of each page.
+        layouts: as DETECTRON2_DATASETS names it.
+    """
+    scenes = root / "few_scenes"
+    write_scenes(str(scenes), "train_400", 8, seed=0, size=(96, 128))
+    write_scenes(str(scenes), "test_100", 4, seed=1, size=(96, 128))
+    photos = root / "my/photos"
+    write_scenes(str(root / "scenes"), "photos", 24, seed=2, size=(96, 128))
+    photos.parent.mkdir(parents=True)
+    shutil.move(str(root / "scenes/photos"), photos)
+    shutil.copy(next(photos.glob("*.jpg")), photos / "cat.jpg")
+    (root / "shared").mkdir()
+    data = root / "data"
+    shutil.copytree(layouts, data / "datasets")
+    for split in ("train", "val"):
+        make_train_id_files(str(data / "datasets/cityscapes/gtFine" / split))
+    for name in ("voc", "bccd"):
+        (data / name).symlink_to(data / "datasets/VOC2007")
+    for split, first in (("train", 0), ("val", 16)):
+        files = sorted(photos.glob("*.jpg"))[first : first + 8]
+        for kind, chosen in (("rose", files[::2]), ("tulip", files[1::2])):
+            for place in (data / "flowers", data / "datasets/imagenet"):
+                folder = place / split / kind
+                folder.mkdir(parents=True)
+                for file in chosen:
+                    shutil.copy(file, folder)
+    for number in range(4):
+        with tarfile.open(data / f"train-{number:06d}.tar", "w") as tar:
+            for file in sorted(photos.glob("*.jpg"))[number::4]:
+                tar.add(file, arcname=file.name)
+    for run in RUNS:
+        _plant_run(root / run)
+    _plant_weights(root)
+
+
+def plant_page(folder: Path, root: Path, text: str) -> None:
+    """The repository, and the runs that the page does not make itself."""
+    for name in REPOSITORY:
+        (folder / name).symlink_to(Path(ROOT, name))
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").write_text("")
+    (folder / "output").mkdir()
+    for run in RUNS:
+        if not re.search(rf"OUTPUT_DIR {run}\b", text):
+            shutil.copytree(root / run, folder / run)
+    for file in (*root.glob("*.pkl"), *root.glob("*.pth*")):
+        os.link(file, folder / file.name)

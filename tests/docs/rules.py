@@ -1,0 +1,236 @@
+"""How a command of the documentation is run here: for real where two CPU cores allow, scaled down.
+
+`execute` is called in a process of its own, in the page's folder. A command without a rule fails.
+"""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from ..conftest import ROOT, TINY
+
+# Options that a machine without GPUs, without other machines and without days cannot take.
+# option: what it becomes (None: it goes, with its value)
+OPTIONS = {
+    "--num-gpus": "0",
+    "--num-machines": None,
+    "--machine-rank": None,
+    "--dist-url": None,
+    "--seeds": "1",
+    "--batch": "2",
+    "--pretrain-iters": "2",
+    "--finetune-iters": "2",
+    "--num-images": "8",
+    "--repeats": "1",
+    "--max-iter": "2",
+    "--epochs": "2",
+}
+# A ResNet-50 of a sixteenth of the usual width; ResNet-18 has only one width in Detectron2.
+NARROW = [
+    *["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4],
+    *["MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
+]
+PRETRAIN = [
+    *TINY[4:],  # what does not concern the backbone
+    *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
+    *["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 3, "SOLVER.KEEP_CHECKPOINTS", 2],
+    *["MODEL.DETCO.LOCAL_HIDDEN_DIMS", "[]", "SOLVER.AMP.ENABLED", False],
+]
+TRAIN = [
+    *["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", 160, "INPUT.CROP.SIZE", "[64,64]"],
+    *["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160, "SOLVER.IMS_PER_BATCH", 2],
+    *[
+        "MODEL.FPN.OUT_CHANNELS",
+        16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM",
+        16,
+        "MODEL.RETINANET.NUM_CONVS",
+        1,
+    ],
+    *["MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20],
+    *["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "SOLVER.BASE_LR", 0.0001],
+    *["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()", "TEST.PRECISE_BN.ENABLED", False],
+    *["DATALOADER.NUM_WORKERS", 0, "SOLVER.AMP.ENABLED", False],
+]
+SLURM = {"SLURM_JOB_NODELIST": "localhost", "SLURM_NNODES": "1", "SLURM_JOB_ID": "1"}
+
+
+def _value(words: list[str], option: str, default: str = "") -> str:
+    return words[words.index(option) + 1] if option in words else default
+
+
+def _with_options(words: list[str]) -> list[str]:
+    """The command line with the values of OPTIONS."""
+    result: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in OPTIONS:
+            skip = True
+            result += [word, OPTIONS[word]] if OPTIONS[word] is not None else []
+        else:
+            result.append(word)
+    return result
+
+
+def _width(config: str) -> list[object]:
+    return [] if "R_18" in config else NARROW
+
+
+def _benchmark(words: list[str]) -> list[str]:
+    """One cell is run of all that are planned; scenes are few."""
+    split = words.index("--opts") if "--opts" in words else len(words)
+    words, opts = words[:split], words[split + 1 :]
+    suite = _value(words, "--suite")
+    if suite == "quick" and "--voc" not in words:
+        scenes = Path(_value(words, "--output", "output/benchmark"), "scenes")
+        if not scenes.exists():
+            shutil.copytree(Path(os.environ["PLANTED"], "few_scenes"), scenes)
+    if "--shard" in words:
+        words[words.index("--shard") + 1] = "0/9999"
+    elif "--report" not in words:
+        words += ["--shard", "0/9999"]
+    width = [] if suite == "quick" else NARROW
+    return [*words, "--opts", *opts, *_strings(TRAIN + width)]
+
+
+def _strings(values: list[object]) -> list[str]:
+    return [str(value) for value in values]
+
+
+def scaled(script: str, words: list[str]) -> list[str]:
+    """What is run instead of the arguments of one of the project's scripts."""
+    words = _with_options(words)
+    config = _value(words, "--config-file")
+    if script == "pretrain_net.py":
+        return [*words, *_strings(PRETRAIN + _width(config))]
+    if script == "train_net.py":
+        return [*words, *_strings(TRAIN + _width(config))]
+    if script == "tools/benchmark.py":
+        return _benchmark(words)
+    if script == "tools/benchmark_speed.py":
+        return ["--repeats", "1", *words, *_strings(PRETRAIN + _width(config))]
+    if script == "tools/demo.py":
+        few = ["--pretrain-iters", "2", "--finetune-iters", "2"]
+        return [*few, *words, "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
+    if Path(ROOT, script).is_file():  # runs as it stands, on few and small images
+        return words
+    sys.exit(f"no rule for python {script}")
+
+
+def _few_scenes(words: list[str]) -> list[str]:
+    """Eight rendered scenes where hundreds are asked for."""
+    return [re.sub(r"scenes_([a-z]+)_\d+@", r"scenes_\1_8@", word) for word in words]
+
+
+def _module(words: list[str]) -> None:
+    """`python -m`: pip, an environment that the page must not enter, or what a test runs."""
+    if words[0] == "pip":
+        return _pip(words[1:])
+    if words[0] == "venv":
+        os.execv(sys.executable, [sys.executable, "-m", "venv", "--without-pip", "made_venv"])
+    if words[0] == "pytest":
+        files = [word for word in words[1:] if word.startswith("tests")]
+        assert files and all(Path(ROOT, file).exists() for file in files), words
+        return None
+    # These take minutes: the slow tests run them, with fewer iterations.
+    if words[0] in ("tests.faults.soak", "tests.faults.saver"):
+        assert Path(ROOT, *words[0].split(".")).with_suffix(".py").is_file()
+        assert words[2].isdigit() and len(words) >= 3, words
+        return None
+    sys.exit(f"no rule for python -m {words[0]}")
+
+
+def _python(words: list[str]) -> None:
+    if words[0] == "-c":
+        sys.argv = ["-c"]
+        exec(compile(words[1], "<docs>", "exec"), {"__name__": "__main__"})
+        return
+    if words[0] == "-m":
+        return _module(words[1:])
+    script = words[0]
+    words = _few_scenes(scaled(script, words[1:]))
+    print("runs:", script, *words, file=sys.stderr, flush=True)
+    sys.path[0:0] = [ROOT, os.path.join(ROOT, os.path.dirname(script))]
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _torchrun(words: list[str]) -> None:
+    """At most two processes of this machine."""
+    script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    count = min(2, int(_value(words[:script], "--nproc-per-node", "1")))
+    arguments = _few_scenes(scaled(words[script], words[script + 1 :]))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(count), words[script], *arguments]
+    print("runs:", *command, file=sys.stderr, flush=True)
+    os.environ["PYTHONPATH"] = ROOT
+    os.execv(sys.executable, command)
+
+
+def _pip(words: list[str]) -> None:
+    """Nothing is fetched: every requirement must be one that the set-up script or setup.py names.
+
+    `-e .` is prepared, but not installed.
+    """
+    assert words[0] == "install", f"no rule for pip {words[0]}"
+    known = Path(ROOT, "setup.py").read_text() + Path(ROOT, "tools/setup_env.py").read_text()
+    asked, editable = [], False
+    for i, word in enumerate(words[1:], start=1):
+        if words[i - 1] == "-e":
+            editable = True
+            assert re.fullmatch(r"\.(\[[\w,]+\])?", word), word
+            for extra in re.findall(r"\w+", word):
+                assert f'"{extra}":' in known, f"setup.py has no extra {extra}"
+        elif word.startswith("git+"):
+            address, _, commit = word.removeprefix("git+").partition("@")
+            assert address in known and commit in known, f"not what set-up installs: {word}"
+        elif not word.startswith("-") and words[i - 1] not in ("--index-url", "--extra-index-url"):
+            asked.append(Requirement(word).name)
+    missing = [name for name in asked if not re.search(rf'"{re.escape(name)}["<>=]', known)]
+    assert not missing, f"neither setup.py nor tools/setup_env.py knows {missing}"
+    if editable:
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
+        os.execv(sys.executable, [*command, "--no-build-isolation", "-e", "."])
+
+
+def _sbatch(words: list[str]) -> None:
+    """The job script itself, on this machine as the only node."""
+    script = next(i for i, word in enumerate(words) if word.endswith(".sh"))
+    environment = {**os.environ, **SLURM, "SLURM_GPUS_ON_NODE": "1"}
+    done = subprocess.run(["bash", *words[script:]], env=environment)
+    sys.exit(done.returncode)
+
+
+def execute(words: list[str]) -> None:
+    """Run one command; raises SystemExit with the code that it would end with."""
+    program, arguments = words[0], words[1:]
+    if program in ("python", "python3"):
+        _python(arguments)
+    elif program == "torchrun":
+        _torchrun(arguments)
+    elif program == "pip":
+        _pip(arguments)
+    elif program == "make":  # the demo and the tests are too long for a test, and run by others
+        shutil_make = shutil.which("make", path="/usr/bin:/bin:/usr/local/bin")
+        assert shutil_make, "make is not installed"
+        os.execv(shutil_make, ["make", "-n", *arguments])
+    elif program == "tensorboard":  # reads the files, without staying as a server
+        arguments = [word for word in arguments if not word.startswith("--port")]
+        command = [sys.executable, "-m", "tensorboard.main", *arguments, "--inspect"]
+        os.execv(sys.executable, command)
+    elif program == "sbatch":
+        _sbatch(arguments)
+    elif program == "srun":
+        os.execvp(arguments[0], arguments)
+    elif program == "scontrol":
+        print("localhost")
+    else:
+        sys.exit(f"no rule for {program}")

@@ -1,0 +1,174 @@
+"""Every command and every link of README.md and docs/*.md works.
+
+For whoever writes a page:
+
+- A command stands in a ```bash fence, one command a line (or continued by a backslash), as a reader
+  would type it in the repository; a command in running text in `single quotes` counts as well. Both
+  are run. Output, trees of files and parts of commands stand in ```text fences or are indented.
+- Python stands in a ```python fence and is run; later fences of a page go on where earlier ended.
+- The commands of a page run in their order, in one folder that has the repository in it and an
+  empty output/, through bash. So a page may use what it has made before.
+- What a page does not make is planted: /my/photos (images without labels, cat.jpg among them),
+  /data/voc and /data/bccd (VOC's layout), /data/flowers (folders of classes), /data/datasets (as
+  DETECTRON2_DATASETS names it: coco, VOC2007, VOC2012, cityscapes, imagenet), tar shards
+  /data/train-{000000..000146}.tar, R-50.pkl, moco_v2_200ep.pth.tar, and runs that are done in
+  output/mine and output/detco (ResNet-50), unless the page has `OUTPUT_DIR output/mine` itself.
+- How a command is scaled down (no GPU, a narrow ResNet, three iterations) is in docs/rules.py; a
+  command that no rule there covers fails.
+- A link to a line, [name](../detco_d2/file.py#L12), must hit the line that defines `name`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+from .docs.pages import PAGES, anchors, blocks, links, stray_commands
+from .docs.planting import plant, plant_page
+from .docs.runner import CLIENT
+
+SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol".split()
+    "python",
+    "python3",
+    "torchrun",
+    "pip",
+    "make",
+    "tensorboard",
+    "sbatch",
+    "srun",
+    "scontrol",
+)
+PLAIN = "ls cat head tail mkdir cp ln sha256sum grep find wc bash".split()
+    "ls",
+    "cat",
+    "head",
+    "tail",
+    "mkdir",
+    "cp",
+    "ln",
+    "sha256sum",
+    "grep",
+    "find",
+    "wc",
+    "bash",
+)
+PRELUDE = """set -e -o pipefail
+command_not_found_handle() { echo "no rule for: $*" >&2; return 127; }
+"""
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory, layouts):
+    root = tmp_path_factory.mktemp("planted")
+    plant(root, Path(layouts))
+    return root
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory, planted):
+    """A folder of programs that ask a server to run them, which has everything imported."""
+    folder = tmp_path_factory.mktemp("programs")
+    path = str(folder / "socket")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]),
+        "DETECTRON2_DATASETS": str(planted / "data/datasets"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.docs.runner", path],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    deadline = time.time() + 120
+    while not os.path.exists(path):
+        assert server.poll() is None and time.time() < deadline, (folder / "log").read_text()
+        time.sleep(0.1)
+    for name in SHIMS:
+        (folder / name).write_text(CLIENT.format(python=sys.executable, path=path))
+        (folder / name).chmod(0o755)
+    for name in PLAIN:
+        for place in ("/usr/bin", "/bin"):
+            if os.path.exists(f"{place}/{name}") and not (folder / name).exists():
+                (folder / name).symlink_to(f"{place}/{name}")
+    yield folder
+    server.kill()
+    server.wait()
+
+
+def run_block(block, earlier, folder, programs, planted):
+    """Run a block of a page as a reader would, with the planted places for the absolute ones."""
+
+    def placed(text):
+        text = re.sub(r"(?<![\w.}])/(my|data|shared)/", rf"{planted}/\1/", text)
+        return text.replace("{000000..000146}", "{000000..000003}")
+
+    if block.kind == "python":
+        command = ["python", "-c", placed("\n".join([*earlier, block.text]))]
+    else:
+        command = ["bash", "-c", PRELUDE + placed(block.text)]
+    environment = {
+        "PATH": str(programs),
+        "HOME": os.environ.get("HOME", "/"),
+        "PLANTED": str(planted),
+        "DETECTRON2_DATASETS": str(planted / "data/datasets"),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONWARNINGS": "ignore",
+        "SLURM_ARRAY_TASK_ID": "0",
+        "MPLBACKEND": "Agg",
+    }
+    command[0] = str(programs / command[0])
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_runs(page, programs, planted, tmp_path):
+    text = page.read_text()
+    plant_page(tmp_path, planted, text)
+    earlier: list[str] = []
+    for block in blocks(text):
+        done = run_block(block, earlier, tmp_path, programs, planted)
+        assert done.returncode == 0, (
+            f"{page.name}, line {block.line}, exit code {done.returncode}:\n{block.text}\n"
+            f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+        if block.kind == "python":
+            earlier.append(block.text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_command_is_where_no_test_finds_it(page):
+    assert stray_commands(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page):
+    text, dead = page.read_text(), []
+    for name, target in links(text):
+        path, _, anchor = target.partition("#")
+        if re.match(r"https?:", target):
+            continue
+        file = page if not path else page.parent / path
+        if not file.exists():
+            dead.append(target)
+        elif match := re.fullmatch(r"L(\d+)", anchor):
+            lines = [*file.read_text().splitlines(), ""]
+            line = lines[min(int(match[1]), len(lines)) - 1]
+            word = re.escape(name.strip("`").rpartition(".")[2])
+            if not re.search(rf"\b(def|class) {word}\b|^\s*\"?{word}\"?\s*[:=]", line):
+                dead.append(f"{target}, which is: {line.strip()!r}")
+        elif anchor and anchor not in anchors(file.read_text()):
+            dead.append(target)
+    assert dead == []
