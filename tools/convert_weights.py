@@ -1,43 +1,76 @@
 #!/usr/bin/env python
-"""Convert the backbone of a weight file into a file that Detectron2 loads into any detector.
+"""Convert the backbone of a weight file for Detectron2, torchvision or timm.
 
-python tools/convert_weights.py --input output/detco/model_final.pth --output detco_R_50.pth
-python tools/convert_weights.py --input detco_200ep.pth --output detco_200ep.pkl INPUT.FORMAT RGB
+python tools/convert_weights.py --input output/mine/model_final.pth --output mine_R_50.pth
+python tools/convert_weights.py --input mine_R_50.pth --to timm --output mine_R_50.safetensors
+python tools/convert_weights.py --input moco_v2_800ep.pth.tar --output moco_v2.pkl INPUT.FORMAT RGB
 
-Reads pretraining checkpoints of this project and ResNets under torchvision's, MoCo's,
-OpenSelfSup's or Detectron2's names. The input settings travel with the weights: the file's own,
-or torchvision's where it has none; KEY VALUE pairs at the end replace them.
+Reads this project's checkpoints and the ResNets of Detectron2, torchvision, timm, MoCo,
+OpenSelfSup, DenseCL, MMSelfSup, VISSL, lightly and solo-learn (docs/weights.md), whatever the file
+is called; says what it took the file for and how much of the backbone it found, and ends with
+exit code 1 if that is not all. The input settings travel with the weights: the file's own, or
+torchvision's where it has none; KEY VALUE pairs at the end replace them.
 """
 
 import argparse
 import ast
 import sys
 
-from detco_d2.checkpoint.handover import check_complete, load_backbone, save_backbone
+from detco_d2.checkpoint.exporting import save_backbone, to_torchvision, write_tensors
+from detco_d2.checkpoint.handover import check_complete, read_backbone, report_backbone
 from detco_d2.checkpoint.input_spec import KEYS
 
 
-def main() -> None:
+def parse() -> tuple[argparse.Namespace, dict[str, str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, metavar="FILE")
-    parser.add_argument("--output", required=True, metavar="FILE", help="ends in .pth or .pkl")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="ends in .pth, .pkl or .safetensors"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("detectron2", "torchvision", "timm"),
+        default="detectron2",
+        help="whose names (default: detectron2); the last two are the same",
+    )
+    parser.add_argument(
+        "--fold-input",
+        action="store_true",
+        help="for torchvision and timm: let the first convolution take up BGR and another "
+        "standard deviation, which they do not have",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(KEYS)}")
     args = parser.parse_args()
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
     if len(args.opts) % 2 or not set(pairs) <= set(KEYS):
         parser.error(f"expected pairs KEY VALUE with KEY of {list(KEYS)}, got {args.opts}")
+    return args, pairs
+
+
+def convert(args: argparse.Namespace, pairs: dict[str, str]) -> None:
+    backbone = read_backbone(args.input)
+    print(f"Read {args.input}: {backbone.source}.")
+    print(report_backbone(backbone))
+    spec = dict(backbone.spec)
+    for key, value in pairs.items():
+        spec[key] = value if key == "INPUT.FORMAT" else ast.literal_eval(value)
+    print(check_complete(backbone.tensors, args.input))
+    origin = "of the file" if backbone.says_settings else "torchvision's, as the file has none"
+    print(f"Input settings ({origin}{', and yours' if pairs else ''}): {spec}")
+    if args.to == "detectron2":
+        save_backbone(args.output, backbone.tensors, spec)
+    else:
+        write_tensors(args.output, to_torchvision(backbone.tensors, spec, args.fold_input))
+    print(f"Wrote {args.output} under the names of {args.to}.")
+
+
+def main() -> None:
     try:
-        backbone, source, spec = load_backbone(args.input)
-        for key, value in pairs.items():
-            spec[key] = value if key == "INPUT.FORMAT" else ast.literal_eval(value)
-        summary = check_complete(backbone, args.input)
-        save_backbone(args.output, backbone, spec)
-    except (ValueError, OSError) as error:
+        convert(*parse())
+    except (ValueError, OSError, ImportError, SyntaxError) as error:
         sys.exit(f"convert_weights: {error}")
-    print(f"Read {args.input}: {source}.\n{summary}")
-    print(f"Input settings: {spec}\nWrote {args.output}.")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
-from detco_d2.checkpoint.handover import check_complete, load_backbone, save_backbone
+from detco_d2.checkpoint.exporting import save_backbone
+from detco_d2.checkpoint.handover import check_complete, load_backbone
 from detco_d2.config import load_config
 from detco_d2.data.build import build_pretrain_loader
 from detco_d2.data.datasets import (

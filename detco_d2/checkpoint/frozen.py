@@ -24,7 +24,7 @@ class FrozenBackbone(nn.Module):
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, spec: dict[str, Any], source: str) -> None:
+    def __init__(self, backbone: Any, spec: dict[str, Any], source: str) -> None:
         """
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.

@@ -1,9 +1,7 @@
 """Carry a backbone from any known weight file into a Detectron2 model, or fail loudly."""
 
 import logging
-import pickle
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -14,15 +12,16 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from detectron2.utils.file_io import PathManager
 
+from .exporting import AUTHOR, SPEC_KEY
 from .input_spec import KEYS, MSRA_SPEC, TORCHVISION_SPEC, InputSpec
-from .names import backbone_slots, describe_resnet, extract_backbone
+from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet
 from .reading import read_weight_file, tensors_of
+from .report import load_report
 from .saving import DurableCheckpointer
+from .sources import extract_backbone
 
 logger = logging.getLogger(__name__)
 
-_SPEC_KEY = "input_spec"
-_AUTHOR = "detco_d2"
 _CAFFE2_NAMES = {"conv1_w", "res2_0_branch2a_w"}  # blobs that every ResNet of Caffe2 has
 
 
@@ -36,9 +35,9 @@ def _blobs_of(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spec_of(data: dict[str, Any]) -> dict[str, Any]:
-    spec = data.get(_SPEC_KEY, MSRA_SPEC if _is_caffe2(data) else TORCHVISION_SPEC)
+    spec = data.get(SPEC_KEY, MSRA_SPEC if _is_caffe2(data) else TORCHVISION_SPEC)
     if not isinstance(spec, dict) or not all(_is_setting(spec[key]) for key in KEYS if key in spec):
-        raise ValueError(f"The weights' {_SPEC_KEY} is {spec!r:.200}; it must hold settings.")
+        raise ValueError(f"The weights' {SPEC_KEY} is {spec!r:.200}; it must hold settings.")
     return spec
 
 
@@ -101,20 +100,46 @@ def input_spec_of(path: str) -> dict[str, Any]:
     return _spec_of(read_weight_file(PathManager.get_local_path(path)))
 
 
-def _backbone_of(
-    data: dict[str, Any], path: str
-) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
-    """As :func:`load_backbone`, from the contents of the file."""
-    tensors = tensors_of(data)
-    if data.get("__author__") == _AUTHOR:
-        return tensors, "converted by detco_d2", _spec_of(data)
-    found = extract_backbone(tensors)
+class Backbone(NamedTuple):
+    """A backbone as a file gives it.
+
+    Attributes:
+        tensors: by Detectron2 name.
+        source: the format that was recognised, in words.
+        spec: its input settings, by config key.
+        unused: the number of other tensors in the file by the beginning of their names.
+        says_settings: whether the file has input settings, which are assumed otherwise.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    source: str
+    spec: dict[str, Any]
+    unused: dict[str, int]
+    says_settings: bool
+
+
+def _backbone_of(data: dict[str, Any], path: str) -> Backbone:
+    """As :func:`read_backbone`, from the contents of the file."""
+    tensors = tensors_of(_blobs_of(data))
+    says_settings = SPEC_KEY in data or _is_caffe2(data)
+    if data.get("__author__") == AUTHOR:
+        return Backbone(tensors, "converted by detco_d2", _spec_of(data), {}, says_settings)
+    found = extract_backbone(tensors, data)
     if found is None:
         raise ValueError(
             f"{path!r} has no backbone of a known layout among its {len(tensors)} tensors "
             f"(first names: {sorted(tensors)[:5]})."
         )
-    return *found, _spec_of(data)
+    return Backbone(found.tensors, found.source, _spec_of(data), found.unused, says_settings)
+
+
+def read_backbone(path: str) -> Backbone:
+    """Read the backbone of a weight file, and what that file is.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
+    """
+    return _backbone_of(read_weight_file(path), path)
 
 
 def load_backbone(path: str) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
@@ -125,32 +150,9 @@ def load_backbone(path: str) -> tuple[dict[str, torch.Tensor], str, dict[str, An
         (torchvision's where the file does not say).
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
+        FileNotFoundError, ValueError: see :func:`read_backbone`.
     """
-    return _backbone_of(read_weight_file(path), path)
-
-
-def save_backbone(path: str, backbone: dict[str, torch.Tensor], spec: dict[str, Any]) -> None:
-    """Write a backbone as a file that Detectron2 loads by itself into any detector.
-
-    Args:
-        path: ends in .pth (a torch file) or .pkl (a pickle of numpy arrays).
-        backbone: tensors under Detectron2 names.
-        spec: its input settings.
-    """
-    data: dict[str, Any] = {
-        "model": backbone,
-        "__author__": _AUTHOR,
-        "matching_heuristics": True,
-        _SPEC_KEY: spec,
-    }
-    if path.endswith(".pkl"):
-        data["model"] = {name: tensor.numpy() for name, tensor in backbone.items()}
-        Path(path).write_bytes(pickle.dumps(data))
-    elif path.endswith(".pth"):
-        torch.save(data, path)
-    else:
-        raise ValueError(f"The output {path!r} must end in .pth or .pkl.")
+    return read_backbone(path)[:3]
 
 
 def place_backbone(
@@ -193,6 +195,13 @@ def place_backbone(
             "weights (MODEL.RESNETS.DEPTH, MODEL.RESNETS.NORM)."
         )
     unused = sorted(set(backbone) - set(slots))
+    parts = {name.partition(".")[0] for name in slots} | TORCHVISION_PARTS
+    foreign = [name for name in unused if name.partition(".")[0] in parts]
+    if foreign:
+        raise ValueError(
+            f"{source} has {len(foreign)} tensors in the midst of its backbone that the model has "
+            f"not, such as {foreign[:3]}: it is of another network, or deeper."
+        )
     logger.info("Backbone: %d of %d tensors loaded from %s.", matched, len(slots), source)
     if unused:
         logger.warning("%d tensors of the weights have no place here: %s", len(unused), unused[:8])
@@ -219,13 +228,14 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
         wanted = set(self.model.state_dict())
         is_whole_model = len(wanted & set(tensors)) > len(wanted) / 2
         if not is_whole_model and (
-            data.get("__author__") == _AUTHOR or extract_backbone(tensors) is not None
+            data.get("__author__") == AUTHOR
+            or (not _is_caffe2(data) and extract_backbone(tensors) is not None)
         ):
-            backbone, source, spec = _backbone_of(data, filename)
+            backbone, source, spec, *_ = _backbone_of(data, filename)
             self.input_spec.load_state_dict(spec)
             placed = place_backbone(backbone, self.model.state_dict(), f"{filename!r}, {source}")
             return {"model": placed}
-        if _is_caffe2(data) or (is_whole_model and _SPEC_KEY in data):
+        if _is_caffe2(data) or (is_whole_model and SPEC_KEY in data):
             self.input_spec.load_state_dict(_spec_of(data))
         loaded = _as_detectron2_reads(data, filename)
         url = getattr(self, "_parsed_url_during_load", None)  # Detectron2's main takes an option
@@ -277,6 +287,43 @@ def norm_of(backbone: dict[str, torch.Tensor]) -> str:
     return "BN" if "stem.conv1.norm.running_mean" in backbone else "GN"
 
 
+def _model_of(backbone: dict[str, torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]] | None:
+    """The depth and the state of the ResNet that these tensors should fill.
+
+    Returns:
+        None when they are of no ResNet.
+
+    Raises:
+        ValueError: a ResNet that Detectron2 cannot build.
+    """
+    shape = describe_resnet(backbone)
+    if shape is None:
+        if "res2.0.conv1.weight" in backbone:
+            raise ValueError(
+                "The weights are of a ResNet that Detectron2 cannot build: it has depths 18, 34, "
+                "50, 101 and 152, and basic blocks of 64 channels only."
+            )
+        return None
+    with torch.device("meta"):  # shapes are all that is asked for
+        model = build_resnet(shape, norm_of(backbone), ["res5"])
+    state = model.state_dict().items()
+    return shape["DEPTH"], {n: t for n, t in state if not n.endswith("num_batches_tracked")}
+
+
+def report_backbone(backbone: Backbone) -> str:
+    """How much of the ResNet of its depth and width was found: a table, see :func:`load_report`.
+
+    Raises:
+        ValueError: a ResNet that Detectron2 cannot build.
+    """
+    model = _model_of(backbone.tensors)
+    if model is None:
+        return f"{len(backbone.tensors)} backbone tensors (no ResNet, so not checked against one)."
+    depth, wanted = model
+    table, coverage = load_report(backbone.tensors, wanted, backbone.unused)
+    return f"{table}\nCoverage of ResNet-{depth}: {coverage:.1f} %"
+
+
 def check_complete(backbone: dict[str, torch.Tensor], source: str) -> str:
     """Check a ResNet backbone's tensors against the ResNet of its depth and width.
 
@@ -284,13 +331,13 @@ def check_complete(backbone: dict[str, torch.Tensor], source: str) -> str:
         a sentence that says how many tensors matched.
 
     Raises:
-        ValueError: a tensor is missing or of another shape; lists them all.
+        ValueError: a tensor is missing, of another shape or of another network; lists them all.
     """
     _refuse_nonfinite(backbone, repr(source))
-    shape = describe_resnet(backbone)
-    if shape is None:
+    model = _model_of(backbone)
+    if model is None:
         return f"{len(backbone)} backbone tensors (no ResNet, so not checked against one)."
-    model = build_resnet(shape, norm_of(backbone), ["res5"])
-    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    depth, wanted = model
+    state = {f"backbone.{name}": tensor for name, tensor in wanted.items()}
     placed = place_backbone(backbone, state, repr(source))
-    return f"{len(placed)} of {len(placed)} backbone tensors of ResNet-{shape['DEPTH']} matched."
+    return f"{len(placed)} of {len(placed)} backbone tensors of ResNet-{depth} matched."

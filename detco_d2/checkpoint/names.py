@@ -7,82 +7,74 @@ from typing import Any
 PRETRAINING_PREFIX = "query_encoder.backbone."
 # Where a backbone can stand in a model: a detector with and without FPN, or DetCo itself.
 _MODEL_PREFIXES = ("backbone.bottom_up.", "backbone.", PRETRAINING_PREFIX, "key_encoder.backbone.")
-_C4_RES5 = "roi_heads.res5."
-_C4_EXTRA_NORM = "roi_heads.res5.norm."
-# A name that every ResNet of the layout has, by which its prefix is found.
-_ANCHORS = {"torchvision": "layer1.0.conv1.weight", "Detectron2": "res2.0.conv1.weight"}
-_MOMENTUM_COPY = re.compile(r"encoder_k|key_encoder|momentum|teacher|target|ema")
-_RESNET_NAME = re.compile(r"(stem|res[2-5])\.")
+C4_RES5 = "roi_heads.res5."
+C4_EXTRA_NORM = "roi_heads.res5.norm."
+PARTS = ("stem", "res2", "res3", "res4", "res5")
+
+# Both libraries name a ResNet's tensors by module; these are the modules whose names differ.
+_MODULES = (
+    ("conv1", "stem.conv1"),
+    ("bn1", "stem.conv1.norm"),
+    *((f"layer{i}", f"res{i + 1}") for i in (1, 2, 3, 4)),
+)
+TORCHVISION_PARTS = {pair[0] for pair in _MODULES}
+_BLOCK_MODULES = (
+    *((f"conv{i}", f"conv{i}") for i in (1, 2, 3)),
+    *((f"bn{i}", f"conv{i}.norm") for i in (1, 2, 3)),
+    ("downsample.0", "shortcut"),
+    ("downsample.1", "shortcut.norm"),
+)
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+# The children of torchvision's (and timm's) ResNet by their place in it.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _rename(name: str, theirs: int, ours: int) -> str | None:
+    """A tensor's name under the other column of the tables; None if it has none."""
+    module, _, tensor = name.rpartition(".")
+    if tensor not in _TENSORS:
+        return None
+    outer = {pair[theirs]: pair[ours] for pair in _MODULES}
+    if module in outer:
+        return f"{outer[module]}.{tensor}"
+    stage, _, rest = module.partition(".")
+    block, _, inner = rest.partition(".")
+    other = {pair[theirs]: pair[ours] for pair in _BLOCK_MODULES}.get(inner)
+    if stage not in outer or not block.isdigit() or other is None:
+        return None
+    return f"{outer[stage]}.{block}.{other}.{tensor}"
 
 
 def torchvision_to_detectron2(name: str) -> str | None:
-    """Detectron2's name of a torchvision (MoCo, OpenSelfSup) ResNet tensor.
+    """Detectron2's name of a ResNet tensor of torchvision (timm, MoCo, OpenSelfSup).
 
     >>> torchvision_to_detectron2("layer1.0.downsample.1.bias")
     'res2.0.shortcut.norm.bias'
 
     Returns:
-        the name, or None for what has no place in a Detectron2 backbone (fc, MLP, counters).
+        the name, or None for what has no place in a Detectron2 ResNet (fc, MLP, counters of
+        batches, parts of other networks).
     """
-    if name.endswith("num_batches_tracked"):
-        return None
-    if re.match(r"(conv1|bn1)\.", name):
-        name = "stem." + name
-    elif match := re.match(r"layer([1-4])\.", name):
-        name = f"res{int(match[1]) + 1}." + name[match.end() :]
-    else:
-        return None
-    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    return re.sub(r"bn([1-3])\.", r"conv\1.norm.", name)
+    return _rename(name, 0, 1)
 
 
-def _find_prefix(names: Iterable[str], anchor: str) -> str | None:
-    """The prefix of the anchor, of the trained encoder rather than of its momentum copy."""
-    prefixes = [name[: -len(anchor)] for name in names if name.endswith(anchor)]
-    prefixes = [
-        p for p in prefixes if (p == "" or p.endswith(".")) and not _MOMENTUM_COPY.search(p)
-    ]
-    return min(prefixes, key=len) if prefixes else None
+def detectron2_to_torchvision(name: str) -> str | None:
+    """torchvision's (and timm's) name of a tensor of Detectron2's ResNet; None if it has none.
 
-
-def extract_backbone(state: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
-    """Take a backbone out of the weights of some format, under Detectron2's backbone names.
-
-    Knows pretraining checkpoints of this project, and ResNets under torchvision's or Detectron2's
-    names behind any prefix (`module.`, `backbone.`, `encoder_q.`, `encoder_q.0.`, ...).
-
-    Args:
-        state: tensors by name.
-
-    Returns:
-        the backbone's tensors by Detectron2 name, and a description of the format that was
-        recognised; None when there is no backbone of a known layout.
+    >>> detectron2_to_torchvision("res2.0.shortcut.norm.bias")
+    'layer1.0.downsample.1.bias'
     """
-    found: dict[str, Any] = {
-        name[len(PRETRAINING_PREFIX) :]: value
-        for name, value in state.items()
-        if name.startswith(PRETRAINING_PREFIX) and not name.endswith("num_batches_tracked")
-    }
-    if found:
-        return found, "DetCo pretraining checkpoint (query encoder)"
-    for layout, anchor in _ANCHORS.items():
-        prefix = _find_prefix(state, anchor)
-        if prefix is None:
-            continue
-        for name, value in state.items():
-            if not name.startswith(prefix) or name.endswith("num_batches_tracked"):
-                continue
-            bare: str | None = name[len(prefix) :]
-            if layout == "torchvision":
-                bare = torchvision_to_detectron2(str(bare))
-            if bare is not None and _RESNET_NAME.match(bare):
-                found[bare] = value
-        if layout == "Detectron2" and prefix == "backbone.":  # a C4 detector keeps res5 elsewhere
-            for name, value in state.items():
-                if name.startswith(_C4_RES5) and not name.startswith(_C4_EXTRA_NORM):
-                    found[name[len("roi_heads.") :]] = value
-        return found, f"ResNet under {layout} names" + (f" behind {prefix!r}" if prefix else "")
-    return None
+    return _rename(name, 1, 0)
+
+
+def children_to_torchvision(name: str) -> str | None:
+    """torchvision's name of a tensor in `nn.Sequential(*list(resnet.children())[:-1])`.
+
+    >>> children_to_torchvision("4.0.conv1.weight")
+    'layer1.0.conv1.weight'
+    """
+    child, _, rest = name.partition(".")
+    return f"{_CHILDREN[child]}.{rest}" if child in _CHILDREN else None
 
 
 def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
@@ -102,7 +94,7 @@ def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
         prefix = next((p for p in _MODEL_PREFIXES if name.startswith(p)), None)
         if prefix == "backbone." and has_fpn:
             continue  # the FPN's own layers
-        if name.startswith(_C4_RES5) and not name.startswith(_C4_EXTRA_NORM):
+        if name.startswith(C4_RES5) and not name.startswith(C4_EXTRA_NORM):
             prefix = "roi_heads."
         if prefix is not None:
             slots.setdefault(name[len(prefix) :], []).append(name)

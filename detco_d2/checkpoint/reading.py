@@ -1,6 +1,8 @@
 """Read a weight file without running anything that is in it."""
 
+import argparse
 import io
+import json
 import pickle
 import pickletools
 import re
@@ -15,22 +17,25 @@ import torch
 _ZIP = b"PK\x03\x04"
 # How a torch file of before 1.6 begins: a pickle of torch.serialization.MAGIC_NUMBER.
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# What a file of safetensors may say of itself, and we wrote, see exporting.py.
+SAFETENSORS_KEYS = ("__author__", "input_spec")
 
 
 def read_weight_file(path: str) -> dict[str, Any]:
     """The contents of a weight file, on the CPU.
 
     What it is, its contents say, whatever it is called: torch files (.pth, .pt, .tar, .pyth, ...)
-    load with `weights_only`, other pickles (.pkl) through an allow-list of array types. Nothing in
-    a file is run, and a pickle of arrays takes memory in proportion to the file. Not helped is what
-    torch lets a torch file ask for (an empty `bytearray` of any size), nor a dict key of tuples in
-    tuples, which Python can take any time to hash.
+    load with `weights_only`, safetensors through their library, other pickles (.pkl) through an
+    allow-list of array types. Nothing in a file is run, and a pickle of arrays takes memory in
+    proportion to the file. Not helped is what torch lets a torch file ask for (an empty `bytearray`
+    of any size), nor a dict key of tuples in tuples, which Python can take any time to hash.
 
     Raises:
         FileNotFoundError: no such file.
         OSError: a folder, or a file that may not be read.
         ValueError: not a weight file, or one that asks for something else than weights, which is
             named.
+        ImportError: a file of safetensors, and no library of that name.
     """
     file = Path(path)
     if file.is_dir():
@@ -44,14 +49,37 @@ def read_weight_file(path: str) -> dict[str, Any]:
             data = _read_zip(file)
         elif _LEGACY_TORCH in head:
             data = _read_torch(file, file.read_bytes())
+        elif _is_safetensors(head, file.stat().st_size):
+            data = _read_safetensors(file)
         else:
             data = _read_arrays(file.read_bytes())
+    except ImportError:
+        raise
     except Exception as error:
         # without torch's own message, which advises to load such a file unsafely
         raise ValueError(f"Refused the weight file {path!r}: {_words(error)}.") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path!r} holds a {type(data).__name__}, not a dict of weights.")
     return data
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """The length of a header in JSON, and the header."""
+    return head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= size - 8
+
+
+def _read_safetensors(file: Path) -> dict[str, Any]:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise ImportError(
+            f"{str(file)!r} is a file of safetensors; to read it: pip install safetensors"
+        ) from error
+    with safe_open(file, framework="pt") as content:
+        # copies, since the file is only mapped into memory, and may be written over
+        model = {name: content.get_tensor(name).clone() for name in content.keys()}
+        said = content.metadata() or {}
+    return {"model": model, **{k: json.loads(said[k]) for k in SAFETENSORS_KEYS if k in said}}
 
 
 def _read_zip(file: Path) -> Any:
@@ -64,7 +92,8 @@ def _read_zip(file: Path) -> Any:
 
 def _read_torch(file: Path, pickles: bytes) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Settings, "argparse.Namespace")]):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         message = _words(error)
         found = re.search(r"GLOBAL (\S+)", message)
@@ -80,6 +109,13 @@ def _read_torch(file: Path, pickles: bytes) -> Any:
         )
         message = re.split(r"In PyTorch 2\.6|Check the documentation", message)[0]
         raise ValueError(message.strip(" .")) from None
+
+
+class _Settings(argparse.Namespace):
+    """Stands for the command line in a checkpoint (timm's, DINO's); attributes, and no more."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = dict(state)
 
 
 _HARMLESS = ("torch.", "collections.OrderedDict", "_codecs.encode")
@@ -249,12 +285,16 @@ class _Array(np.ndarray):
 def tensors_of(data: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors by name of a loaded file.
 
-    Unwrapped from `model`, `state_dict` or `model_state`, without the `module.` of DDP.
+    Unwrapped from `model`, `state_dict`, `model_state` or VISSL's nest of dicts, without the
+    `module.` of DDP.
 
     Raises:
         ValueError: a tensor whose numbers are not all there (sparse, expanded, on no device).
     """
-    for key in ("model", "state_dict", "model_state"):
+    keys: tuple[str, ...] = ("model", "state_dict", "model_state", "model_state_dict")
+    if "classy_state_dict" in data:
+        keys = ("classy_state_dict", "base_model", "model", "trunk")
+    for key in keys:
         if isinstance(data.get(key), dict):
             data = data[key]
     kinds = (torch.Tensor, np.ndarray, np.generic)

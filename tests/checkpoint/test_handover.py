@@ -11,7 +11,8 @@ import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_backbone, build_model
 
-from detco_d2.checkpoint.handover import BackboneCheckpointer, load_backbone, save_backbone
+from detco_d2.checkpoint.exporting import save_backbone
+from detco_d2.checkpoint.handover import BackboneCheckpointer, load_backbone
 from detco_d2.checkpoint.input_spec import InputSpec
 
 from ..conftest import ROOT, load_config, tiny_config

@@ -7,7 +7,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.checkpoint.handover import BackboneCheckpointer, input_spec_of, save_backbone
+from detco_d2.checkpoint.exporting import save_backbone
+from detco_d2.checkpoint.handover import BackboneCheckpointer, input_spec_of
 from detco_d2.checkpoint.input_spec import MSRA_SPEC, TORCHVISION_SPEC, InputSpec
 from detco_d2.checkpoint.names import backbone_slots
 from detco_d2.config import apply_supervised_baseline

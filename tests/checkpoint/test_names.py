@@ -10,9 +10,9 @@ from detectron2.modeling import build_resnet_backbone
 from detco_d2.checkpoint.names import (
     backbone_slots,
     describe_resnet,
-    extract_backbone,
     torchvision_to_detectron2,
 )
+from detco_d2.checkpoint.sources import extract_backbone
 
 DEPTHS = [18, 34, 50, 101, 152]
 
@@ -33,10 +33,11 @@ def detectron2_state(depth):
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_every_torchvision_tensor_has_its_place_and_shape_in_detectron2(depth):
-    found, source = extract_backbone(torchvision_state(depth))
+    found, source, unused = extract_backbone(torchvision_state(depth))
     expected = detectron2_state(depth)
     assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in expected.items()}
-    assert source == "ResNet under torchvision names"
+    assert source == "ResNet under the names of torchvision and timm"
+    assert unused == {"fc.*": 2}
     assert describe_resnet(found)["DEPTH"] == depth
     if depth == 50:
         assert len(found) == 265  # 53 convolutions and 53 norms of 4 tensors
@@ -70,7 +71,7 @@ def test_any_prefix_is_found_and_the_momentum_copy_is_not_taken(prefix):
     file |= {prefix.replace("_q", "_k") + n: v + 1 for n, v in state.items() if "_q" in prefix}
     file |= {"encoder_k." + n: v + 1 for n, v in state.items()}
     file |= {prefix + "fc.0.weight": state["fc.weight"], "queue": state["fc.weight"]}
-    found, _ = extract_backbone(file)
+    found = extract_backbone(file).tensors
     assert len(found) == len(detectron2_state(18))
     assert found["res2.0.conv1.weight"] is file[prefix + "layer1.0.conv1.weight"]
 

@@ -7,12 +7,8 @@ import torch
 import torchvision
 from detectron2.modeling import build_model
 
-from detco_d2.checkpoint.handover import (
-    BackboneCheckpointer,
-    check_complete,
-    load_backbone,
-    save_backbone,
-)
+from detco_d2.checkpoint.exporting import save_backbone
+from detco_d2.checkpoint.handover import BackboneCheckpointer, check_complete, load_backbone
 from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC, InputSpec
 from detco_d2.checkpoint.names import torchvision_to_detectron2
 from detco_d2.config import check_weights
@@ -201,7 +197,7 @@ def test_a_backbone_goes_to_torchvision_and_back_with_the_same_features(tmp_path
     there.load_state_dict({old: own[new] for old, new in names.items() if new}, strict=False)
 
     backbone, source, _ = load_backbone(save(tmp_path, there.state_dict()))
-    assert source == "ResNet under torchvision names"
+    assert source == "ResNet under the names of torchvision and timm"
     save_backbone(str(tmp_path / "back.pth"), backbone, TORCHVISION_SPEC)
     back, _, spec = load_backbone(str(tmp_path / "back.pth"))
     assert spec == TORCHVISION_SPEC
