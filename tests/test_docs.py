@@ -33,30 +33,7 @@ from .docs.planting import plant, plant_page
 from .docs.runner import CLIENT
 
 SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol".split()
-    "python",
-    "python3",
-    "torchrun",
-    "pip",
-    "make",
-    "tensorboard",
-    "sbatch",
-    "srun",
-    "scontrol",
-)
 PLAIN = "ls cat head tail mkdir cp ln sha256sum grep find wc bash".split()
-    "ls",
-    "cat",
-    "head",
-    "tail",
-    "mkdir",
-    "cp",
-    "ln",
-    "sha256sum",
-    "grep",
-    "find",
-    "wc",
-    "bash",
-)
 PRELUDE = """set -e -o pipefail
 command_not_found_handle() { echo "no rule for: $*" >&2; return 127; }
 """
