@@ -119,7 +119,7 @@ def test_every_command_of_a_page_runs(page, programs, planted, tmp_path):
         done = run_block(block, earlier, tmp_path, programs, planted)
         assert done.returncode == 0, (
             f"{page.name}, line {block.line}, exit code {done.returncode}:\n{block.text}\n"
-            f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            f"{done.stderr[:1500]}\n...\n{done.stdout[-2000:]}\n{done.stderr[-2500:]}"
         )
         if block.kind == "python":
             earlier.append(block.text)

@@ -17,7 +17,7 @@ from detco_d2.data.synthetic import write_scenes
 
 from ..checkpoint.test_input_spec import write_caffe2
 from ..conftest import ROOT, load_config
-from .rules import NARROW, PRETRAIN
+from .rules import PRETRAIN
 
 REPOSITORY = ("configs", "detco_d2", "docs", "tests", "tools", "Makefile", "pretrain_net.py")
 REPOSITORY += ("train_net.py", "setup.py", "pyproject.toml", "README.md")
@@ -26,7 +26,7 @@ RUNS = ("output/mine", "output/detco")
 
 def _plant_run(folder: Path) -> None:
     """A run of pretraining that is done: its last checkpoint."""
-    cfg = load_config("detco.yaml", *PRETRAIN, *NARROW)
+    cfg = load_config("detco.yaml", *PRETRAIN)
     cfg.OUTPUT_DIR = str(folder)
     folder.mkdir(parents=True)
     model = build_model(cfg)
@@ -40,7 +40,7 @@ def _plant_weights(root: Path) -> None:
     write_caffe2(backbone, root / "R-50.pkl")
     names = {name: detectron2_to_torchvision(name) for name in backbone}
     moco = {f"module.encoder_q.{names[name]}": tensor for name, tensor in backbone.items()}
-    torch.save({"state_dict": moco, "arch": "resnet50"}, root / "moco_v2_200ep.pth.tar")
+    torch.save({"state_dict": moco, "arch": "resnet18"}, root / "moco_v2_200ep.pth.tar")
 
 
 def plant(root: Path, layouts: Path) -> None:
