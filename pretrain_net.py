@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2.config import check_detco_config, check_weights, load_config
 from detco_d2.engine.launch import adapt_to_machine, launch, num_processes
-from detco_d2.engine.output import check_output_dir
+from detco_d2.engine.output import check_output_dir, note_start
 from detco_d2.engine.pretrain import PretrainTrainer, check_run
 
 
@@ -34,6 +34,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     adapt_to_machine(cfg, args.num_gpus)
     cfg.freeze()
     default_setup(cfg, args)
+    note_start(cfg)
     return cfg
 
 

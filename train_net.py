@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 from detco_d2.config import apply_supervised_baseline, check_weights, load_config
 from detco_d2.data.datasets import prepare_datasets, register_by_name
 from detco_d2.engine.launch import adapt_to_machine, launch
+from detco_d2.engine.output import note_start
 from detco_d2.engine.transfer import TransferTrainer, evaluate
 from detco_d2.files import replacing
 
@@ -37,6 +38,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     adapt_to_machine(cfg, args.num_gpus)
     cfg.freeze()
     default_setup(cfg, args)
+    note_start(cfg)
     return cfg
 
 

@@ -135,6 +135,11 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.TEST.KNN.NEIGHBOURS = 20
     cfg.TEST.KNN.MAX_IMAGES = 5000
 
+    # In pretraining: the project of Weights & Biases that the scalars and pictures go to as well;
+    # "" is off (docs/watching.md).
+    cfg.WANDB = CfgNode()
+    cfg.WANDB.PROJECT = ""
+
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
     cfg.MODEL.SUPERVISED_BASELINE = False
@@ -223,6 +228,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "INPUT.DETCO.RANDAUGMENT_MAGNITUDE": (0, 30),  # torchvision has 31
     "INPUT.DETCO.MIN_SIDE": (1, math.inf),
     "INPUT.DETCO.MAX_PIXELS": (1, math.inf),
+    "VIS_PERIOD": (0, math.inf),
     "DATALOADER.NUM_WORKERS": (0, math.inf),
     "SOLVER.IMS_PER_BATCH": (1, math.inf),
     "SOLVER.ACCUMULATION_STEPS": (1, math.inf),
@@ -252,6 +258,8 @@ def check_detco_config(cfg: CfgNode) -> None:
         _require(_is_number(lookup(cfg, key), low, high), key, lookup(cfg, key), allowed)
     _check_model(cfg)
     _check_views(cfg)
+    project = cfg.WANDB.PROJECT
+    _require(isinstance(project, str), "WANDB.PROJECT", project, 'a name, or "" for none')
     share, momentum = cfg.DATALOADER.MAX_BAD_FRACTION, cfg.SOLVER.MOMENTUM
     for key, value in (("DATALOADER.MAX_BAD_FRACTION", share), ("SOLVER.MOMENTUM", momentum)):
         _require(_is_number(value, 0) and value < 1, key, value, "at least 0 and below 1")

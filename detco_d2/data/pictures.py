@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from .jigsaw import GRID, original_order
 
 GAP = 2  # pixels between the patches of a set
-MARGIN = 6  # pixels around each view
+MARGIN = 16  # pixels around each view
 TITLE_HEIGHT = 34  # pixels, two lines
 _LEAST_SIDE = 180  # pixels; smaller views are enlarged by a whole factor
 

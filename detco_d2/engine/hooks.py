@@ -11,40 +11,6 @@ from detectron2.utils import comm
 logger = logging.getLogger(__name__)
 
 
-class ThroughputHook(HookBase):
-    """Records `images_per_second` and `data_time_share`, and says both in the log.
-
-    Reads Detectron2's `time` and `data_time` (seconds an iteration), so it comes after its
-    `IterationTimer` and before the writers.
-    """
-
-    def __init__(self, batch_size: int, period: int = 20) -> None:
-        """
-        Args:
-            batch_size: images an iteration over all processes.
-            period: iterations between two lines in the log.
-        """
-        self.batch_size = batch_size
-        self.period = period
-
-    def after_step(self) -> None:
-        storage = self.trainer.storage
-        if not comm.is_main_process() or "time" not in storage.histories():
-            return  # the timer skips the first iterations
-        seconds = storage.history("time").latest()
-        waiting = storage.history("data_time").latest()
-        storage.put_scalar("images_per_second", self.batch_size / seconds)
-        storage.put_scalar("data_time_share", min(waiting / seconds, 1.0))
-        if (self.trainer.iter + 1) % self.period == 0:
-            share = storage.history("data_time_share").median(self.period)
-            logger.info(
-                "%.1f images/s, waiting for data %.0f %% of the time%s",
-                storage.history("images_per_second").median(self.period),
-                100 * share,
-                "" if share < 0.2 else " (raise DATALOADER.NUM_WORKERS if cores are idle)",
-            )
-
-
 class CheckpointHook(hooks.PeriodicCheckpointer):
     """Detectron2's, which goes on when the disk is full: the next save may find it emptied.
 
@@ -136,35 +102,3 @@ class StopHook(HookBase):
             *(number, iteration),
         )
         raise SystemExit(128 + number)
-
-
-class CollapseHook(HookBase):
-    """Warns when the embeddings of a stage have come together in a point (`spread/...` near 0)."""
-
-    def __init__(self, limit: float = 0.05, period: int = 100) -> None:
-        """
-        Args:
-            limit: of the spread, which is 1 on the whole sphere; see `embedding_spread`.
-            period: iterations over which the median is taken.
-        """
-        self.limit = limit
-        self.period = period
-        self.collapsed: set[str] = set()  # each is said once, until it has recovered
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.period:
-            return
-        for name, history in self.trainer.storage.histories().items():
-            if not name.startswith("spread/"):
-                continue
-            spread = history.median(self.period)
-            if spread >= self.limit:
-                self.collapsed.discard(name)
-            elif name not in self.collapsed:
-                self.collapsed.add(name)
-                logger.warning(
-                    "%s is %.4f at iteration %d: the %s embeddings have collapsed to a point. "
-                    'MODEL.DETCO.HEAD_NORM "BN", a lower SOLVER.BASE_LR or more varied images '
-                    "help (docs/short_runs.md).",
-                    *(name, spread, self.trainer.iter, name[len("spread/") :].replace("_", " ")),
-                )

@@ -1,16 +1,21 @@
-"""What an output folder already holds, and whether this run may go on in it."""
+"""What an output folder already holds, whether this run may go on in it, and that it did."""
 
+import json
 import logging
 import os
 import uuid
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from ..checkpoint.saving import find_checkpoints, newest_intact, remove_checkpoints
+from ..files import replacing
+from ..provenance import command_line, versions
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +23,7 @@ logger = logging.getLogger(__name__)
 _FREE = (
     *("OUTPUT_DIR", "VERSION", "VIS_PERIOD", "CUDNN_BENCHMARK", "MODEL.DEVICE", "TEST."),
     *("DATALOADER.", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP_", "SOLVER.MAX_FAILED_SAVES"),
-    *("SOLVER.MAX_NONFINITE_STEPS", "SOLVER.COLLECTIVE_TIMEOUT"),
+    *("SOLVER.MAX_NONFINITE_STEPS", "SOLVER.COLLECTIVE_TIMEOUT", "WANDB."),
 )
 # What a checkpoint cannot be loaded into once it has changed.
 _FIXED = (
@@ -90,6 +95,34 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
     if changed:
         logger.warning("The run goes on with another config:\n%s", lines)
     return True
+
+
+def note_start(cfg: CfgNode) -> None:
+    """Add this start to OUTPUT_DIR/run.json: command, time, versions, processes, device.
+
+    The main process writes it. A disk that is full is no reason not to start.
+    """
+    if not comm.is_main_process():
+        return
+    file = Path(cfg.OUTPUT_DIR) / "run.json"
+    is_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    start = {
+        "command": command_line(),
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "processes": comm.get_world_size(),
+        "device": torch.cuda.get_device_name() if is_cuda else cfg.MODEL.DEVICE,
+    }
+    try:
+        before = list(json.loads(file.read_text())) if file.exists() else []
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("%s cannot be read and is begun anew: %s", file, error)
+        before = []
+    try:
+        with replacing(file) as part:
+            part.write_text(json.dumps([*before, start], indent=1) + "\n")
+    except OSError as error:
+        logger.warning("Cannot write %s: %s", file, error)
 
 
 def _probe(folder: Path) -> None:

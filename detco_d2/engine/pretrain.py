@@ -16,12 +16,14 @@ from ..data.datasets import load_images, prepare_datasets
 from ..data.mapper import DetCoDatasetMapper
 from ..data.shards import build_shard_loader, find_shards, is_shard_name, list_shards
 from .guard import BadImages, NonFiniteSteps
-from .hooks import CheckpointHook, CollapseHook, StopHook, ThroughputHook
+from .health import PERIOD, HealthHook, ViewsHook
+from .hooks import CheckpointHook, StopHook
 from .knn import KNNHook, load_knn_halves
 from .launch import keep_freed_memory
 from .step import PretrainStep
 from .stopping import StopRequest
 from .trainer import Trainer
+from .writers import build_writers, check_wandb
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +49,11 @@ def check_run(cfg: CfgNode, processes: int) -> None:
     The images of folders and data sets are counted for it; those of tar shards take too long.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch` and
-            :func:`load_knn_halves`; or fewer tar shards than loader processes.
+        ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch`,
+            :func:`load_knn_halves` and :func:`check_wandb`; or fewer tar shards than loader
+            processes.
     """
+    check_wandb(cfg)
     if cfg.TEST.KNN.DATASET:
         load_knn_halves(cfg)
     names, workers = cfg.DATASETS.TRAIN, max(1, cfg.DATALOADER.NUM_WORKERS)
@@ -254,16 +258,18 @@ class PretrainTrainer(Trainer):
         result: list[HookBase] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            ThroughputHook(solver.IMS_PER_BATCH),
             KNNHook(self.cfg, self.stop),
         ]
         if comm.is_main_process():
             result += [
-                CollapseHook(),
+                HealthHook(self._trainer.detco, solver.IMS_PER_BATCH),
+                ViewsHook(
+                    self._trainer, self.cfg.OUTPUT_DIR, self.cfg.INPUT.FORMAT, self.cfg.VIS_PERIOD
+                ),
                 CheckpointHook(
                     self.checkpointer, solver.CHECKPOINT_PERIOD, solver.MAX_FAILED_SAVES
                 ),
-                hooks.PeriodicWriter(self.build_writers(), period=20),
+                hooks.PeriodicWriter(build_writers(self.cfg), period=PERIOD),
             ]
         return [*result, StopHook(self.checkpointer)]
 

@@ -27,6 +27,8 @@ class PretrainStep(SimpleTrainer):
 
     Attributes:
         stop_signal: the signal that some process was asked to stop by, 0 if none.
+        keep_views: whether the next step leaves what it has seen in `views`.
+        views: the last part of the batch as it entered the model; None unless it was asked for.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class PretrainStep(SimpleTrainer):
         self.nonfinite = nonfinite or NonFiniteSteps(0)
         self.stop = stop
         self.stop_signal = 0
+        self.keep_views = False
+        self.views: dict[str, Any] | None = None
         self.detco = getattr(model, "module", model)
         self.device = next(model.parameters()).device
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -87,6 +91,7 @@ class PretrainStep(SimpleTrainer):
                 (sum(losses.values()) / self.parts).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / self.parts
+        self.views = part if self.keep_views else None
 
         number = self.stop.number if self.stop else 0
         shared, own = self._share(sums, data_time, len(bad_images), number)

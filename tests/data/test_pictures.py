@@ -102,6 +102,6 @@ def test_a_mapped_gradient_is_in_order_and_in_its_colours(tmp_path, augmentation
 
 def test_moco_has_two_columns_and_no_view_is_an_error():
     batch = {name: view for name, view in make_batch(2).items() if name.startswith("global")}
-    assert draw_views(batch).shape == (TITLE_HEIGHT + 2 * 198, 3 * MARGIN + 2 * 192, 3)
+    assert draw_views(batch).shape == (TITLE_HEIGHT + 2 * (192 + MARGIN), 3 * MARGIN + 2 * 192, 3)
     with pytest.raises(ValueError, match="file_name.* has no view"):
         draw_views({"file_name": []})

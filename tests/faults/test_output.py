@@ -1,11 +1,14 @@
 """An output folder that already holds a run, and runs too large for their data."""
 
+import json
 import os
+import shlex
+from datetime import datetime
 
 import pytest
 import torch
 
-from detco_d2.engine.output import check_output_dir
+from detco_d2.engine.output import check_output_dir, note_start
 from detco_d2.engine.pretrain import check_run, with_schedule
 
 from ..conftest import tiny_config
@@ -142,3 +145,32 @@ def test_the_command_line_ends_with_one_line_and_no_traceback(scenes, tmp_path, 
     code, text = finish(command(f"{scenes}/train", tmp_path, *settings))
     assert code == 1 and "Traceback" not in text
     assert text[text.index("pretrain_net: ") :].count("\n") <= 3 and message in text
+
+
+def test_each_start_is_noted_with_its_command_and_versions(scenes, tmp_path, caplog):
+    words = command(f"{scenes}/train", tmp_path / "a folder", "SOLVER.MAX_ITER", 1)
+    for _ in range(2):
+        code, text = finish(words)
+        assert code == 0, text[-3000:]
+    starts = json.loads((tmp_path / "a folder" / "run.json").read_text())
+    assert len(starts) == 2
+    for start in starts:
+        assert shlex.split(start["command"]) == ["python", *words[3:]]
+        assert set(start["versions"]) == {
+            "Python",
+            "torch",
+            "torchvision",
+            "detectron2",
+            "detco_d2",
+        }
+        assert start["versions"]["torch"] == torch.__version__
+        assert (start["processes"], start["device"]) == (1, "cpu")
+        assert datetime.fromisoformat(start["time"]).tzinfo is not None
+
+
+@pytest.mark.parametrize("content", ["[{", "3", ""])
+def test_a_damaged_list_of_starts_is_begun_anew_with_a_warning(tmp_path, caplog, content):
+    (tmp_path / "run.json").write_text(content)
+    note_start(tiny_config("OUTPUT_DIR", str(tmp_path)))
+    assert "run.json cannot be read and is begun anew" in caplog.text
+    assert len(json.loads((tmp_path / "run.json").read_text())) == 1

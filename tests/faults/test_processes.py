@@ -58,7 +58,7 @@ def test_a_failed_loader_process_ends_a_single_process_with_the_key_to_change(sc
 
 def test_the_launchers_death_takes_all_processes_along(scenes, tmp_path):
     run = start(scenes, tmp_path, 9, "raise")
-    run.until(lambda: "iter: 19 " in run.text())
+    run.until(lambda: "iteration 20 of " in run.text())
     assert len(descendants(run.pid)) >= 4
     os.kill(run.pid, signal.SIGKILL)
     run.process.wait()

@@ -15,7 +15,7 @@ from .test_resume import assert_equal_ends
 
 
 def is_training(run):
-    return "iter: 19 " in run.text()
+    return "iteration 20 of " in run.text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -1,0 +1,228 @@
+"""The status line, the scalars of health, the warning of a collapse, the picture of the views."""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from detco_d2.data import pictures
+from detco_d2.engine import health
+from detco_d2.engine.health import HealthHook, ViewsHook, duration
+
+from .test_pretrain import make_trainer
+
+LOGGER = "detco_d2.engine.health"
+
+
+def toy_detco(length=10):
+    queue = SimpleNamespace(features=torch.zeros(1, length, 2), num_enqueued=torch.tensor(0))
+    views = ["global_query", "global_key", "local_query"]
+    return SimpleNamespace(
+        queue=queue, families=["gg", "gl"], stage_weights={"res4": 0.5, "res5": 1.0}, views=views
+    )
+
+
+def follow(hook, steps, scalars=lambda i: {}, start=0, batch=4):
+    """Call the hook as a trainer does, over steps that record what `scalars` says."""
+    trainer = hook.trainer = SimpleNamespace(start_iter=start, max_iter=start + steps)
+    with EventStorage(start) as trainer.storage:
+        hook.before_train()
+        for trainer.iter in range(start, start + steps):
+            trainer.storage.iter = trainer.iter
+            hook.before_step()
+            trainer.storage.put_scalars(**scalars(trainer.iter))
+            hook.detco.queue.num_enqueued += batch
+            hook.after_step()
+    return trainer.storage
+
+
+def lines(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_the_status_line_says_progress_loss_accuracy_spread_queues_and_speed(said):
+    def scalars(i):
+        result = {"total_loss": 5.0 + (i % 2), "time": 2.0, "data_time": 0.5, "lr": 0.0123}
+        for k, (family, view) in enumerate((("gg", "global"), ("gl", "local"))):
+            for stage, value in (("res4", 0.25), ("res5", 0.5)):
+                result[f"top1/{family}_{stage}"] = value + k / 10
+                result[f"spread/{view}_{stage}"] = value - k / 10
+        return result
+
+    storage = follow(HealthHook(toy_detco(length=1000), 4, period=20), 300, scalars)
+    total = 2 * 1.5 * math.log(1001)
+    memory = f" | memory {0.0:.1f} GiB" if torch.cuda.is_available() else ""
+    assert lines(said)[0] == (
+        "The loss rises until the queues are full at iteration 250; chance is then log(K + 1) = "
+        f"6.91 for each term, and {total:.2f} for the total loss."
+    )
+    assert lines(said)[2] == (
+        "iteration 20 of 300 (6 %), 9 min left | loss 5.50 (chance 20.73) | top-1 % of res4/res5: "
+        "gg 25/50, gl 35/60 (chance 0.1) | spread global 0.25/0.50, local 0.15/0.40 | "
+        "queues 8 % full, the loss rises until iteration 250 | 2.0 images/s, waiting for data 25 % "
+        f"(raise DATALOADER.NUM_WORKERS if cores are idle) | lr 0.012{memory}"
+    )
+    assert "queues full, oldest key 250 iterations" in lines(said)[-1]
+    assert "iteration 300 of 300 (100 %), 0 s left" in lines(said)[-1]
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    assert latest["queue/filled"] == 1 and latest["queue/age"] == 250
+    assert latest["chance/loss"] == math.log(1001) and latest["eta_seconds"] == 0
+    assert latest["images_per_second"] == 2 and latest["data_time_share"] == 0.25
+
+
+def test_a_line_comes_at_the_first_the_last_and_each_20th_iteration_which_are_watched(said):
+    hook = HealthHook(toy_detco(), 4)
+    watched = []
+    follow(hook, 45, lambda i: watched.append(hook.detco.watch_closely) or {})
+    assert [i for i, closely in enumerate(watched) if closely] == [0, 19, 39, 44]
+    done = [int(line.split()[1]) for line in lines(said)[1:]]
+    assert done == [1, 20, 40, 45]
+
+
+def test_a_resumed_run_counts_on_and_knows_its_queues(said):
+    detco = toy_detco()
+    detco.queue.num_enqueued += 6  # of 10
+    follow(HealthHook(detco, 4), 1, start=7)
+    assert "until the queues are full at iteration 8;" in lines(said)[0]
+    detco.queue.num_enqueued += 100
+    said.clear()
+    follow(HealthHook(detco, 4), 1, start=8)
+    assert lines(said)[0].startswith("The queues are full; chance is then log(K + 1) = 2.40")
+
+
+def test_undone_steps_neither_fill_the_queues_nor_spoil_the_line(said):
+    hook = HealthHook(toy_detco(length=100), 4)
+    follow(hook, 20, lambda i: {"total_loss": math.nan if i == 5 else 3.0}, batch=0)
+    assert "loss 3.00" in lines(said)[-1] and "gg nan/nan" in lines(said)[-1]
+    assert "queues 0 % full, the loss rises until iteration 45" in lines(said)[-1]
+
+
+def spreads(*values):
+    hook = HealthHook(toy_detco(), 4, period=1000, collapse_period=10)
+
+    def scalars(i):
+        return {"spread/global_res2": values[i][0], "spread/local_res5": values[i][1]}
+
+    follow(hook, len(values), scalars)
+
+
+def warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_a_collapse_is_warned_of_for_its_stage_alone(caplog):
+    spreads(*[(0.9, 0.001)] * 30)
+    (text,) = warnings(caplog)  # once, not three times
+    assert "the local res5 embeddings have collapsed" in text and "global res2" not in text
+
+
+def test_a_collapse_that_has_passed_and_comes_again_is_said_again(caplog):
+    spreads(*[(0.9, 0.0)] * 10, *[(0.9, 0.5)] * 10, *[(0.9, 0.0)] * 10)
+    assert len(warnings(caplog)) == 2
+
+
+def test_a_moment_of_small_spread_is_no_collapse(caplog):
+    spreads(*[(0.9, 0.5)] * 8, *[(0.9, 0.0)] * 2)
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.4, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7199, "120 min"),
+        (7200, "2.0 h"),
+        (172799, "48.0 h"),
+        (172800, "2.0 days"),
+    ],
+)
+def test_a_duration_is_said_in_the_unit_that_fits(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_real_run_records_health_for_every_family_stage_and_view(scenes, tmp_path, said):
+    parts = ["SOLVER.ACCUMULATION_STEPS", 2]
+    make_trainer(scenes, tmp_path, 4, *parts).train()
+    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    for stage in ("res2", "res3", "res4", "res5"):
+        for family in ("gg", "gl", "ll"):
+            assert 0 <= last[f"top5/{family}_{stage}"] <= 1
+            assert 0 < last[f"alignment/{family}_{stage}"] < 4
+        for view in ("global", "local"):
+            assert -8 < last[f"uniformity/{view}_{stage}"] <= 0
+    assert last["queue/filled"] == 1 and last["queue/age"] == 10 / 4
+    assert last["chance/loss"] == math.log(11) and last["iteration"] == 3
+    assert lines(said)[-1].startswith("iteration 4 of 4 (100 %), 0 s left | loss ")
+
+
+def pictures_of(folder):
+    return sorted(path.name for path in Path(folder, "views").iterdir())
+
+
+def test_the_picture_at_the_start_shows_what_entered_the_step(scenes, tmp_path, monkeypatch, said):
+    entered, drawn = [], []
+    trainer = make_trainer(scenes, tmp_path, 2, "SOLVER.ACCUMULATION_STEPS", 2)
+    forward = trainer.model.forward
+    trainer.model.forward = lambda batch, **other: entered.append(batch) or forward(batch, **other)
+    monkeypatch.setattr(
+        health, "draw_views", lambda b, **o: drawn.append(b) or pictures.draw_views(b, **o)
+    )
+    trainer.train()
+    assert pictures_of(tmp_path) == ["iteration_0000000.png"]
+    assert len(entered) == 4 and len(drawn) == 1
+    assert drawn[0] is entered[1]  # the last part of the first step, not a copy
+    assert trainer._trainer.views is None
+    expected = pictures.draw_views(entered[1])
+    file = tmp_path / "views" / "iteration_0000000.png"
+    assert np.array_equal(np.asarray(Image.open(file)), expected)
+    assert f"The views of iteration 0: {file}" in said.text
+
+
+def test_pictures_come_with_a_period_on_request_and_after_a_resume(scenes, tmp_path):
+    moco = ["MODEL.DETCO.FAMILIES", ["gg"], "MODEL.DETCO.STAGES", ["res5"]]
+    moco += ["MODEL.DETCO.STAGE_WEIGHTS", [1.0]]
+    first = make_trainer(scenes, tmp_path, 3, "VIS_PERIOD", 2, *moco)
+    first.train()
+    assert pictures_of(tmp_path) == ["iteration_0000000.png", "iteration_0000002.png"]
+    second = make_trainer(scenes, tmp_path, 6, *moco)
+    second.resume_or_load(resume=True)
+    before_step = second.before_step
+
+    def ask():
+        if second.iter == 4:
+            (tmp_path / "show_views").touch()
+        before_step()
+
+    second.before_step = ask
+    second.train()
+    assert pictures_of(tmp_path)[2:] == ["iteration_0000003.png", "iteration_0000004.png"]
+    assert not (tmp_path / "show_views").exists()
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "views").write_text("where a folder should be")
+    step = SimpleNamespace(views={"global_query": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)})
+    hook = ViewsHook(step, str(tmp_path), "RGB", 0)
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(iter=3, start_iter=3, storage=storage)
+        hook.before_step()
+        assert step.keep_views
+        hook.after_step()
+    assert "Cannot draw the views into" in caplog.text and "iteration_0000003.png" in caplog.text
+    assert os.listdir(tmp_path) == ["views"] and step.views is None
