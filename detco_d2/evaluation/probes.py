@@ -210,9 +210,7 @@ def _best(scores: np.ndarray) -> float:
 def _classifier(cost: float) -> Any:
     from sklearn.svm import LinearSVC
 
-    return LinearSVC(
-        C=cost, class_weight={True: 2, False: 1}, dual=True, max_iter=2000, random_state=0
-    )
+    return LinearSVC(C=cost, class_weight={True: 2, False: 1}, dual=False, max_iter=2000)
 
 
 def _validate(features: np.ndarray, positive: np.ndarray) -> np.ndarray:

@@ -144,6 +144,9 @@ IMPOSSIBLE = [
     ("SOLVER.KEEP_CHECKPOINTS", 0, "at least 1"),
     ("SOLVER.MAX_FAILED_SAVES", -1, "at least 0"),
     ("SOLVER.MAX_NONFINITE_STEPS", -1, "at least 0"),
+    ("TEST.KNN.PERIOD", -1, "at least 0"),
+    ("TEST.KNN.NEIGHBOURS", 0, "at least 1"),
+    ("TEST.KNN.MAX_IMAGES", 1, "at least 2"),
     ("SOLVER.COLLECTIVE_TIMEOUT", 0, "at least 1"),
 ]
 

@@ -1,0 +1,114 @@
+"""tools/probe.py from rendered images to its table and its file."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet18
+
+from .conftest import ROOT
+
+COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    """The tool in this process, called with words."""
+    spec = importlib.util.spec_from_file_location("probe", Path(ROOT, "tools", "probe.py"))
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.setup_logger = lambda **_: None  # it keeps records from those who listen later
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["tools/probe.py", *map(str, words)])
+        tool.main()
+
+    return call
+
+
+def write_colours(root, count, rng=None):
+    """So many images of each colour in the folder of their colour, or of one drawn by rng."""
+    for name, colour in COLOURS.items():
+        for i in range(count):
+            folder = root / (name if rng is None else rng.choice(list(COLOURS)))
+            folder.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([i, *name.encode()]).normal(0, 8, (32, 32, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """(a folder whose classes are colours, one whose classes are drawn by lot, weights)."""
+    root = tmp_path_factory.mktemp("colours")
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), root / "r18.pth")
+    lot = write_colours(root / "lot", 40, np.random.default_rng(0))
+    return write_colours(root / "true", 8), lot, root / "r18.pth"
+
+
+def test_what_every_stage_can_see_is_found_by_every_probe(probe, colours, tmp_path, capsys):
+    true, _, weights = colours
+    settings = ["--size", 32, "--workers", 0, "--output-dir", tmp_path]
+    probe("--weights", weights, "--random", "--data", true, *settings)
+    printed = capsys.readouterr().out
+    assert printed.count("100.0 | 100.0 | 100.0 | 100.0 |") == 8  # 4 numbers of 2 backbones
+    assert f"| svm | mAP | {weights} | 100.0" in printed
+    assert "| knn | top-1 | random ResNet-18, seed 0 | 100.0" in printed
+    names = sorted(file.name for file in (tmp_path / "probes").iterdir())
+    assert [name.rpartition("_")[2] for name in names] == ["r18.json", "random.json"]
+    record = json.loads((tmp_path / "probes" / names[0]).read_text())
+    assert record["weights"] == str(weights) and record["data"] == str(true)
+    assert (record["num_train"], record["num_test"]) == (18, 6)
+    assert record["command"].startswith("python ") and record["seconds"] > 0
+    assert {"torch", "scikit-learn"} <= record["versions"].keys()
+    assert len(record["results"]) == 16
+    assert all(result["value"] == pytest.approx(100) for result in record["results"])
+    found = {(r["probe"], r["stage"], r["metric"]) for r in record["results"]}
+    assert {("knn", "res2", "top-1"), ("linear", "res5", "top-1"), ("svm", "res4", "mAP")} <= found
+
+
+def test_classes_that_are_drawn_by_lot_are_guessed(probe, colours, tmp_path):
+    _, lot, weights = colours
+    settings = ["--size", 32, "--workers", 0, "--output-dir", tmp_path, "--stages", "res2", "res5"]
+    probe("--weights", weights, "--data", lot, *settings)
+    record = json.loads(next((tmp_path / "probes").iterdir()).read_text())
+    assert record["num_test"] == 30
+    for result in record["results"]:  # four standard deviations of a third of 30
+        assert abs(result["value"] - 100 / 3) < 35, result
+    assert abs(record["chance"]["top-1"] - 100 / 3) < 35
+
+
+def test_boxes_and_the_classes_of_images_of_a_detection_data_set(probe, layouts, tmp_path, capsys):
+    settings = ["--size", 32, "--workers", 0, "--stages", "res3", "--output-dir", tmp_path]
+    data = ["--data", f"{layouts}/VOC2007"]
+    probe("--random", "--depth", 18, *data, *settings, "--views", 2, "--probes", "linear")
+    printed = capsys.readouterr().out
+    assert re.search(r"crops: \d\d training and \d\d test items", printed)
+    assert "| linear | top-5 | random ResNet-18, seed 0 |" in printed
+    probe("--random", "--depth", 18, *data, *settings, "--labels", "images")
+    printed = capsys.readouterr().out
+    assert "images: 12 training and 12 test items" in printed
+    assert "| svm | mAP | chance |" in printed and "knn" not in printed
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--data", "x"], "nothing to probe: give --weights FILE, or --random"),
+        (["--random", "--data", "nowhere"], "--data names 'nowhere', which is neither"),
+        (["--weights", "none.pth", "--data", "DATA"], "none.pth"),
+        (["--random", "--data", "x", "--labels", "images", "--probes", "knn"], "--probes svm is"),
+    ],
+)
+def test_mistakes_are_said_in_one_sentence(probe, colours, capsys, words, message):
+    with pytest.raises(SystemExit) as end:
+        probe(*(str(colours[0]) if word == "DATA" else word for word in words))
+    assert end.value.code and message in f"{end.value.code} {capsys.readouterr().err}"
