@@ -66,6 +66,19 @@ def links(text: str) -> list[tuple[str, str]]:
     return re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", _without_fences(text))
 
 
+def line_links(text: str) -> list[tuple[str, str, int]]:
+    """(name, target, line) of every link to a line of code."""
+    found = [(name, target, re.search(r"#L(\d+)$", target)) for name, target in links(text)]
+    return [(name, target, int(match[1])) for name, target, match in found if match]
+
+
+def defines(line: str, name: str) -> bool:
+    """Whether a line of code defines a function, class, variable or key of this name."""
+    name = name.strip("`")
+    last, whole = re.escape(name.rpartition(".")[2]), re.escape(name)
+    return bool(re.match(rf"\s*(def|class) {last}\b|\s*(cfg\.)?{whole}(: [^=]+)? = ", line))
+
+
 def anchors(text: str) -> set[str]:
     """The names under which GitHub offers the headings of a page."""
     found: set[str] = set()

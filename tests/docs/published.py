@@ -1,0 +1,70 @@
+"""The tables of the paper's figures in docs/MODEL_ZOO.md: `python -m tests.docs.published`."""
+
+from detco_d2.evaluation.tables import KIND_TITLES, read_published
+
+# (title, columns (heading, task), kinds)
+LOW = ("1", "2", "5", "10")
+TABLES = [
+    (
+        "PASCAL VOC, Faster R-CNN C4, 24k iterations; AP / AP50 / AP75",
+        [("", "voc/faster_rcnn_R_50_C4_24k")],
+    ),
+    *[
+        (
+            f"COCO, {title}; AP / AP50 / AP75",
+            [(length, f"coco/{name}_{length}") for length in ("12k", "1x", "2x")],
+        )
+        for title, name in (
+            ("Mask R-CNN C4", "mask_rcnn_R_50_C4"),
+            ("Mask R-CNN FPN", "mask_rcnn_R_50_FPN"),
+            ("RetinaNet", "retinanet_R_50_FPN"),
+        )
+    ],
+    (
+        "COCO keypoints, Keypoint R-CNN FPN, 2x; AP / AP50 / AP75",
+        [("", "coco/keypoint_rcnn_R_50_FPN_2x")],
+    ),
+    *[
+        (
+            f"A share of COCO, 12k iterations, {title}; AP / AP50 / AP75 (or AP alone)",
+            [(f"{n} %", f"coco_low_data/{name}_{n}percent_12k") for n in LOW],
+        )
+        for title, name in (
+            ("Mask R-CNN FPN", "mask_rcnn_R_50_FPN"),
+            ("RetinaNet", "retinanet_R_50_FPN"),
+        )
+    ],
+    (
+        "Cityscapes: Mask R-CNN FPN (AP / AP50), FCN-16s (mIoU)",
+        [
+            ("instances,", "cityscapes/mask_rcnn_R_50_FPN_24k"),
+            ("FCN,", "cityscapes/semantic_segmentation_R_50_FCN"),
+        ],
+    ),
+]
+
+
+def published_tables() -> str:
+    """All figures of published.csv, as Markdown."""
+    figures, parts = read_published(), []
+    assert {task for _, columns in TABLES for _, task in columns} == figures.keys()
+    for title, columns in TABLES:
+        methods = dict.fromkeys(method for _, task in columns for method in figures[task])
+        cells = [
+            (f"{heading} {KIND_TITLES[kind]}".strip(), task, kind)
+            for kind in KIND_TITLES
+            for heading, task in columns
+            if any(kind in kinds for kinds in figures[task].values())
+        ]
+        lines = [f"| {title} | " + " | ".join(heading for heading, *_ in cells) + " |"]
+        lines.append("|---" * (len(cells) + 1) + "|")
+        for method in methods:
+            found = [figures[task].get(method, {}).get(kind, []) for _, task, kind in cells]
+            shown = [" / ".join(f"{value:.1f}" for value in values) or "-" for values in found]
+            lines.append(f"| {method} *(paper)* | " + " | ".join(shown) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(published_tables())
