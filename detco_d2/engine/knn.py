@@ -99,6 +99,7 @@ class KNNHook(HookBase):
                 backbone,
                 torch.utils.data.Subset(images, own),
                 num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+                timeout=self.cfg.SOLVER.COLLECTIVE_TIMEOUT,
                 device=backbone.pixel_mean.device,
                 start_worker=self._start_worker,
             )

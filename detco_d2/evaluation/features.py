@@ -40,6 +40,7 @@ def extract(
     pools: Sequence[str] = ("average",),
     batch_size: int = 64,
     num_workers: int = 0,
+    timeout: float = 0,
     device: str | torch.device = "cpu",
     start_worker: Callable[[int], None] | None = None,
 ) -> tuple[Features, torch.Tensor]:
@@ -51,6 +52,7 @@ def extract(
         pools: any of POOLS.
         batch_size: images at a time.
         num_workers: loader processes.
+        timeout: seconds that one of them may take for a batch; 0: any number.
         device: where the backbone is.
         start_worker: called in each loader process.
 
@@ -59,11 +61,13 @@ def extract(
 
     Raises:
         ValueError: no image can be read.
+        RuntimeError: a loader process died or hangs.
     """
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_size,
         num_workers=num_workers,
+        timeout=timeout if num_workers else 0,
         collate_fn=_collate,
         worker_init_fn=start_worker,
         generator=torch.Generator(),  # otherwise it draws a number of the training's

@@ -144,6 +144,9 @@ def svm(
     except ImportError as error:
         raise ImportError("The SVM probe needs scikit-learn: pip install scikit-learn") from error
     x_ND, x_MD = (F.normalize(x.double()).numpy() for x in (train_x, test_x))
+    if len(x_ND) < x_ND.shape[1]:  # all solutions lie in the span of the training items
+        basis = np.linalg.qr(x_ND.T)[0]
+        x_ND, x_MD = x_ND @ basis, x_MD @ basis
     y_NC, y_MC = _one_hot(train_y, test_y)
     kept = [c for c in range(y_NC.shape[1]) if _has_both(y_NC[:, c]) and _has_both(y_MC[:, c])]
     if not kept:

@@ -138,6 +138,15 @@ def test_svms_of_several_classes_an_image_leave_out_what_is_unknown():
     assert svm(x, several, x, wrong)["mAP"] == pytest.approx(100)
 
 
+def test_fewer_items_than_dimensions_are_solved_in_their_span():
+    x, y = planted(60, 0, noise=2)
+    test_x, test_y = planted(TEST, 1, noise=2)
+    narrow = svm(x, y, test_x, test_y)
+    wide = [torch.nn.functional.pad(z, (0, 100)) for z in (x, test_x)]  # 116 dimensions
+    assert svm(wide[0], y, wide[1], test_y)["mAP"] == pytest.approx(narrow["mAP"], abs=0.1)
+    assert 40 < narrow["mAP"] < 95
+
+
 def test_svms_want_a_class_with_both_answers():
     x = torch.randn(8, 4)
     same = torch.zeros(8, dtype=torch.long)
