@@ -9,11 +9,12 @@ For whoever writes a page:
 - The commands of a page run in their order, in one folder that has the repository in it and an
   empty output/, through bash. So a page may use what it has made before.
 - What a page does not make is planted: /my/photos (images without labels, cat.jpg among them),
-  /data/voc and /data/bccd (VOC's layout), /data/flowers (folders of classes), /data/datasets (as
+  /data/voc and /data/bccd (VOC's layout), /data/mine (COCO's format: train.json, test.json, train/,
+  test/), /data/flowers (folders of classes in train/ and val/), /data/datasets (as
   DETECTRON2_DATASETS names it: coco, VOC2007, VOC2012, cityscapes, imagenet), tar shards
   /data/train-{000000..000146}.tar, R-50.pkl, moco_v2_200ep.pth.tar, and runs that are done in
-  output/mine and output/detco (ResNet-50), unless the page has `OUTPUT_DIR output/mine` itself.
-- How a command is scaled down (no GPU, a narrow ResNet, three iterations) is in docs/rules.py; a
+  output/mine and output/detco, unless the page has `OUTPUT_DIR output/mine` itself.
+- How a command is scaled down (no GPU, ResNet-18, three iterations) is in docs/rules.py; a
   command that no rule there covers fails.
 - A link to a line, [name](../detco_d2/file.py#L12), must hit the line that defines `name`;
   `python -m tests.docs.refresh` sets all such numbers.
@@ -119,7 +120,9 @@ def test_every_command_of_a_page_runs(page, programs, planted, tmp_path):
     plant_page(tmp_path, planted, text)
     earlier: list[str] = []
     for block in blocks(text):
+        started = time.perf_counter()
         done = run_block(block, earlier, tmp_path, programs, planted)
+        print(f"line {block.line}: {time.perf_counter() - started:.1f} s")
         assert done.returncode == 0, (
             f"{page.name}, line {block.line}, exit code {done.returncode}:\n{block.text}\n"
             f"{done.stderr[:1500]}\n...\n{done.stdout[-2000:]}\n{done.stderr[-2500:]}"

@@ -63,6 +63,10 @@ def plant(root: Path, layouts: Path) -> None:
     shutil.copytree(layouts, data / "datasets")
     for split in ("train", "val"):
         make_train_id_files(str(data / "datasets/cityscapes/gtFine" / split))
+    (data / "mine").mkdir()
+    for name, split in (("train_400", "train"), ("test_100", "test")):
+        shutil.copytree(scenes / name, data / "mine" / split)
+        shutil.copy(scenes / f"annotations/instances_{name}.json", data / f"mine/{split}.json")
     for name in ("voc", "bccd"):
         (data / name).symlink_to(data / "datasets/VOC2007")
     for split, first in (("train", 0), ("val", 16)):

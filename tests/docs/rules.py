@@ -9,8 +9,11 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from detectron2.config import CfgNode
 from packaging.requirements import Requirement
 
 from ..conftest import ROOT, TINY
@@ -146,9 +149,24 @@ def _module(words: list[str]) -> None:
     sys.exit(f"no rule for python -m {words[0]}")
 
 
+def _load_small_configs() -> None:
+    """What a page's Python loads is scaled down like what its commands do."""
+    from detco_d2 import config
+
+    load = config.load_config
+
+    def load_small(file: str, settings: Sequence[Any] = ()) -> CfgNode:
+        is_pretraining = load(file, settings).MODEL.META_ARCHITECTURE == "DetCo"
+        small = PRETRAIN if is_pretraining else TRAIN + (NARROW if "C4" in file else SHALLOW)
+        return load(file, [*settings, *_strings(small)])
+
+    config.load_config = load_small
+
+
 def _python(words: list[str]) -> None:
     if words[0] == "-c":
         sys.argv = ["-c"]
+        _load_small_configs()
         exec(compile(words[1], "<docs>", "exec"), {"__name__": "__main__"})
         return
     if words[0] == "-m":
