@@ -11,15 +11,11 @@ Writes report.json, report.md and report.png into --output.
 import argparse
 import logging
 import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import detectron2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -39,16 +35,18 @@ from detco_d2.data.datasets import (
     register_voc_folder,
 )
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.pictures import draw_views
 from detco_d2.engine.launch import adapt_to_machine
+from detco_d2.engine.output import note_start
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer
 from detco_d2.evaluation.report import (
     METRICS,
     summarise_pretraining,
     summarise_transfer,
-    tile_views,
     write_report,
 )
+from detco_d2.provenance import command_line, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 logger = logging.getLogger("detco_d2.demo")
@@ -100,6 +98,7 @@ def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, 
     seed_all_rng(cfg.SEED)
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     trainer = PretrainTrainer(cfg)
+    note_start(cfg)
     trainer.train()
     scalars = {
         name: [value for value, _ in history.values()]
@@ -196,25 +195,24 @@ def run(args: argparse.Namespace) -> str:
         )
         runs.append(result)
     progress.next()
+    mapper = DetCoDatasetMapper(cfg)
     loader = build_pretrain_loader(
-        load_images(names), DetCoDatasetMapper(cfg), total_batch_size=4, num_workers=0, seed=0
+        load_images(names), mapper, total_batch_size=4, num_workers=0, seed=0
     )
+    batch = mapper.finish(next(iter(loader)), torch.device("cpu"))
     report = {
         "description": f"Pretrained on {', '.join(names)} for {cfg.SOLVER.MAX_ITER} iterations of "
         f"{cfg.SOLVER.IMS_PER_BATCH} images; detection data: {what}.",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "transfer": summarise_transfer(runs),
         "runs": runs,
         "pretraining": summarise_pretraining(scalars, cfg.MODEL.DETCO.QUEUE_LENGTH),
         "seconds": progress.seconds(),
-        "versions": {
-            "Python": platform.python_version(),
-            "torch": torch.__version__,
-            "detectron2": detectron2.__version__,
-        },
+        "versions": versions(),
     }
+    views = draw_views(batch, image_format=cfg.INPUT.FORMAT)
     pictures = draw_detections(trainer, test) if runs else []
-    return write_report(args.output, report, scalars, tile_views(next(iter(loader))), pictures)
+    return write_report(args.output, report, scalars, views, pictures)
 
 
 def main() -> None:

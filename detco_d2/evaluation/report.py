@@ -97,37 +97,6 @@ def _plot_losses(axes: list[Any], histories: dict[str, list[float]], chance: flo
         axis.legend(fontsize=7)
 
 
-def tile_views(batch: dict[str, Any], images: int = 4) -> np.ndarray:
-    """The views of the first images of a batch, one image a row: global pair, both 3x3 sets.
-
-    Args:
-        batch: what the pretraining loader yields, in RGB.
-
-    Returns:
-        an RGB picture, uint8.
-    """
-    rows = []
-    size = batch["global_query"].shape[-1]
-    for i in range(min(images, len(batch["global_query"]))):
-        cells = [batch[f"global_{side}"][i].permute(1, 2, 0).numpy() for side in ("query", "key")]
-        for side in ("query", "key"):
-            patches = batch[f"local_{side}"][i].permute(0, 2, 3, 1).numpy()
-            p = patches.shape[1]
-            board = np.full((size, size, 3), 255, np.uint8)
-            step = size // 3
-            for j, patch in enumerate(patches):
-                y, x = j // 3 * step, j % 3 * step
-                side_length = min(p, step - 2)
-                board[y : y + side_length, x : x + side_length] = patch[:side_length, :side_length]
-            cells.append(board)
-        rows.append(
-            np.concatenate(
-                [np.pad(c, ((2, 2), (2, 2), (0, 0)), constant_values=255) for c in cells], axis=1
-            )
-        )
-    return np.concatenate(rows)
-
-
 def draw_figure(
     path: Path,
     report: dict[str, Any],
@@ -141,7 +110,7 @@ def draw_figure(
         path: the .png to write.
         report: as in :func:`write_markdown`.
         histories: as in :func:`summarise_pretraining`.
-        views: an RGB picture, from :func:`tile_views`.
+        views: an RGB picture, from :func:`draw_views`.
         detections: RGB pictures with boxes drawn.
     """
     figure = plt.figure(figsize=(15, 13), constrained_layout=True)
@@ -151,7 +120,7 @@ def draw_figure(
 
     axis = figure.add_subplot(grid[1, :7])
     axis.imshow(views)
-    axis.set_title("what went in: global query and key, local query and key (9 shuffled patches)")
+    axis.set_title("what went in")
     axis.axis("off")
 
     axis = figure.add_subplot(grid[1, 7:])
