@@ -15,7 +15,7 @@ from typing import Any
 
 _REMEDY = (
     "Run `make demo` or `python tools/setup_env.py`, which install a tested combination, or see "
-    "the Install section of README.md."
+    "docs/INSTALL.md."
 )
 
 
