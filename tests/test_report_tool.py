@@ -1,0 +1,129 @@
+"""The command that writes the page, and the page in a real browser where there is one."""
+
+import html
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import ROOT, tiny_config
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    file = os.path.join(ROOT, "tools/report.py")
+    spec = importlib.util.spec_from_file_location("report_tool", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """An output folder as pretraining leaves it after three writes, cut off in the fourth."""
+    folder = tmp_path / "output" / "pretrain"
+    (folder / "views").mkdir(parents=True)
+    (folder / "config.yaml").write_text(tiny_config("SOLVER.MAX_ITER", 100).dump())
+    lines = [
+        {"iteration": i, "lr": 0.1, "total_loss": 3.0 - i / 100, "time": 0.5}
+        | {f"info_nce/gg_res{s}": 2.4 - i / 100 for s in (2, 3, 4, 5)}
+        for i in (19, 39, 59)
+    ]
+    (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 79')
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, :48] = (250, 0, 0)
+    Image.fromarray(picture).save(folder / "views" / "iteration_0000000.png")
+    return folder
+
+
+def call(tool, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["tools/report.py", *map(str, words)])
+    tool.main()
+
+
+def test_the_page_is_written_beside_the_run_with_what_differs_from_the_defaults(
+    tool, monkeypatch, run
+):
+    call(tool, monkeypatch, run)
+    text = (run / "report.html").read_text()
+    rows = re.findall(r'<tr><th scope="row"><code>([\w.]+)</code></th><td>(.*?)</td>', text)
+    changed = dict(rows)
+    assert changed["MODEL.DETCO.QUEUE_LENGTH"] == "10" and changed["SOLVER.MAX_ITER"] == "100"
+    assert "MODEL.DETCO.TEMPERATURE" not in changed and "MODEL.PIXEL_STD" in changed
+    assert "<b>60</b> of 100 iterations" in text
+    assert f"<code>python tools/report.py {run}</code>" in text
+
+
+def test_the_report_of_the_demo_around_a_run_is_found(tool, monkeypatch, run):
+    row = {"mean": 12.5, "std": None, "n": 1}
+    content = {"description": "scenes", "command": "make demo", "transfer": {"DetCo": {"AP": row}}}
+    (run.parent / "report.json").write_text(json.dumps(content))
+    call(tool, monkeypatch, run, "--output", run.parent / "all.html")
+    text = (run.parent / "all.html").read_text()
+    assert "scenes, %" in text and "<td>12.5</td>" in text
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["RUN/.."], "there are runs in .*pretrain"),
+        (["/nowhere"], "There is no '/nowhere/metrics.json'"),
+        (["RUN", "--transfer", "/nowhere"], "no results.json or report.json in /nowhere"),
+        (["RUN", "--output", "/nowhere/report.html"], "/nowhere"),
+    ],
+)
+def test_mistakes_are_explained(tool, monkeypatch, run, words, message):
+    with pytest.raises(SystemExit, match=message):
+        call(tool, monkeypatch, *(word.replace("RUN", str(run)) for word in words))
+
+
+def test_a_page_that_cannot_be_made_leaves_the_old_one(tool, monkeypatch, run):
+    (run / "report.html").write_text("old")
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(SystemExit, match="config.yaml"):
+        call(tool, monkeypatch, run)
+    assert (run / "report.html").read_text() == "old"
+    assert [f.name for f in run.iterdir() if "report" in f.name] == ["report.html"]
+
+
+def browse(page: Path, *words: str) -> subprocess.CompletedProcess:
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    flags += [f"--user-data-dir={page.parent / 'profile'}", "--hide-scrollbars"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0"]
+    command = [BROWSER, *flags, *words, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or chrome")
+def test_a_browser_shows_the_page_and_has_nothing_to_complain_of(tool, monkeypatch, run, tmp_path):
+    call(tool, monkeypatch, run)
+    dump = browse(run / "report.html", "--dump-dom")
+    assert "CONSOLE" not in dump.stderr  # a refused request or a broken page is logged there
+    dom = html.unescape(dump.stdout)
+    assert dom.count("<svg") == 3 and "chance, log(K+1)" in dom and "</html>" in dom
+    shot = tmp_path / "shot.png"
+    browse(run / "report.html", f"--screenshot={shot}", "--window-size=1000,3000")
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    assert pixels.shape == (3000, 1000, 3)
+    is_red = (pixels[..., 0] > 200) & (pixels[..., 1:].max(-1) < 60)
+    assert is_red.sum() == pytest.approx(64 * 48, rel=0.1)  # the picture of the views
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # lines and text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or chrome")
+def test_the_browser_would_refuse_what_a_page_asks_for(tool, monkeypatch, run):
+    """The complaints that the test above relies on do come."""
+    call(tool, monkeypatch, run)
+    page = run / "report.html"
+    page.write_text(page.read_text().replace("</h1>", "</h1><img src='http://x.test/a.png'>"))
+    assert "Content Security Policy" in browse(page, "--dump-dom").stderr
