@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
+from detco_d2.data.layouts import write_voc
+
 from .conftest import ROOT
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
@@ -86,9 +88,10 @@ def test_classes_that_are_drawn_by_lot_are_guessed(probe, colours, tmp_path):
     assert abs(record["chance"]["top-1"] - 100 / 3) < 35
 
 
-def test_boxes_and_the_classes_of_images_of_a_detection_data_set(probe, layouts, tmp_path, capsys):
+def test_boxes_and_the_classes_of_images_of_a_detection_data_set(probe, tmp_path, capsys):
     settings = ["--size", 32, "--workers", 0, "--stages", "res3", "--output-dir", tmp_path]
-    data = ["--data", f"{layouts}/VOC2007"]
+    write_voc(str(tmp_path), 12, seed=0, size=(120, 160))
+    data = ["--data", tmp_path / "VOC2007"]
     probe("--random", "--depth", 18, *data, *settings, "--views", 2, "--probes", "linear")
     printed = capsys.readouterr().out
     assert re.search(r"crops: \d\d training and \d\d test items", printed)

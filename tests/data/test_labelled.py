@@ -10,7 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from detco_d2.data.labelled import LabelledImages, class_counts, load_halves
+from detco_d2.data.labelled import LabelledImages, _square, class_counts, load_halves
+from detco_d2.data.layouts import write_voc
+from detco_d2.data.synthetic import register_scenes
 
 
 def save(file, colour=(0, 0, 0), size=(40, 30)):
@@ -122,9 +124,7 @@ def test_a_crop_is_a_square_of_the_box_with_context(boxes):
         assert torch.equal(pixels, torch.tensor(colour).view(3, 1, 1).expand(3, 32, 32))
 
 
-def test_a_crop_at_the_border_is_moved_into_the_image(tmp_path):
-    from detco_d2.data.labelled import _square
-
+def test_a_crop_at_the_border_is_moved_into_the_image():
     assert _square([10, 20, 60, 70], (200, 100)) == (5, 15, 65, 75)  # 50 pixels and a tenth twice
     assert _square([0, 0, 50, 50], (200, 100)) == (0, 0, 60, 60)
     assert _square([150, 0, 200, 100], (200, 100)) == (80, 0, 200, 100)  # 120 do not fit in 100
@@ -136,9 +136,7 @@ def test_images_say_which_classes_they_contain(boxes):
     assert LabelledImages(train, 32)[0][1].shape == (3, 32, 32)
 
 
-def test_boxes_of_one_image_stay_in_one_half(scenes, tmp_path):
-    from detco_d2.data.synthetic import register_scenes
-
+def test_boxes_of_one_image_stay_in_one_half(scenes):
     train, test = load_halves(register_scenes(scenes, "train"))
     files = [{item["file_name"] for item in half.items} for half in (train, test)]
     assert [len(names) for names in files] == [9, 3]
@@ -146,10 +144,10 @@ def test_boxes_of_one_image_stay_in_one_half(scenes, tmp_path):
     assert len(train.items) > 9  # several an image
 
 
-def test_vocs_layout_brings_its_halves_and_difficult_boxes_are_left_out(layouts, tmp_path):
-    root = tmp_path / "voc"
+def test_vocs_layout_brings_its_halves_and_difficult_boxes_are_left_out(tmp_path):
+    write_voc(str(tmp_path), 12, seed=0, size=(120, 160))
+    root, source = tmp_path / "voc", tmp_path / "VOC2007"
     (root / "Annotations").mkdir(parents=True)
-    source = Path(layouts, "VOC2007")
     for name in ("ImageSets", "JPEGImages"):
         (root / name).symlink_to(source / name)
     plain = load_halves(str(source))
