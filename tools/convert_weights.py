@@ -15,6 +15,7 @@ torchvision's where it has none; KEY VALUE pairs at the end replace them.
 import argparse
 import ast
 import sys
+from typing import Any
 
 from detco_d2.checkpoint.exporting import save_backbone, to_torchvision, write_tensors
 from detco_d2.checkpoint.handover import check_complete, read_backbone, report_backbone
@@ -49,13 +50,34 @@ def parse() -> tuple[argparse.Namespace, dict[str, str]]:
     return args, pairs
 
 
+def setting(key: str, text: str) -> Any:
+    """The value of an input setting.
+
+    Raises:
+        ValueError: another than that key may have.
+    """
+    value: Any = None
+    try:
+        value = text if key == "INPUT.FORMAT" else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    known = {
+        "INPUT.FORMAT": (value in ("RGB", "BGR"), "RGB or BGR"),
+        "MODEL.RESNETS.STRIDE_IN_1X1": (isinstance(value, bool), "True or False"),
+        "MODEL.RESNETS.DEPTH": (type(value) is int, "a number of layers"),
+    }
+    numbers = type(value) is list and [type(v) in (int, float) for v in value] == [True] * 3
+    is_good, wanted = known.get(key, (numbers, "three numbers, such as [1.0, 1.0, 1.0]"))
+    if not is_good:
+        raise ValueError(f"{key} is {text!r}; it must be {wanted}.")
+    return value
+
+
 def convert(args: argparse.Namespace, pairs: dict[str, str]) -> None:
     backbone = read_backbone(args.input)
     print(f"Read {args.input}: {backbone.source}.")
     print(report_backbone(backbone))
-    spec = dict(backbone.spec)
-    for key, value in pairs.items():
-        spec[key] = value if key == "INPUT.FORMAT" else ast.literal_eval(value)
+    spec = backbone.spec | {key: setting(key, text) for key, text in pairs.items()}
     print(check_complete(backbone.tensors, args.input))
     origin = "of the file" if backbone.says_settings else "torchvision's, as the file has none"
     print(f"Input settings ({origin}{', and yours' if pairs else ''}): {spec}")
@@ -69,7 +91,7 @@ def convert(args: argparse.Namespace, pairs: dict[str, str]) -> None:
 def main() -> None:
     try:
         convert(*parse())
-    except (ValueError, OSError, ImportError, SyntaxError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"convert_weights: {error}")
 
 

@@ -72,6 +72,7 @@ def frozen_backbone(path: str, stages: Iterable[str] = STAGES) -> FrozenBackbone
             misses tensors.
     """
     tensors, source, spec = load_backbone(path)
+    spec = {**TORCHVISION_SPEC, **spec}
     shape = describe_resnet(tensors)
     if shape is None:
         raise ValueError(f"{path!r} has a backbone that is no ResNet or ResNeXt ({source}).")

@@ -24,6 +24,8 @@ _ANCHORS = {
     "Sequential": "4.0.conv1.weight",
     "Caffe2": "res2_0_branch2a_w",
 }
+# Where a file has several encoders: which are momentum copies, and which are surely not.
+_TRAINED = re.compile(r"query|student|anchor")
 _MOMENTUM_COPY = re.compile(r"encoder_k|key_encoder|key_backbone|momentum|teacher|target|ema\b")
 _HEAD = "stem.fc."  # converters rename all but layers to stem.*, also the classifier or MLP
 
@@ -82,7 +84,8 @@ def _places(state: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         whole = [p for p in prefixes if not p or p.endswith(".")]
         trained = [p for p in whole if not _MOMENTUM_COPY.search(p)]
         if trained:
-            yield layout, min(trained, key=len)
+            # lightly has a student_backbone beside a backbone that follows it
+            yield layout, min(trained, key=lambda p: (not _TRAINED.search(p), len(p)))
 
 
 def _is_counter(name: str) -> bool:

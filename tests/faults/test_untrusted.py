@@ -3,8 +3,10 @@
 FUZZ_EXAMPLES sets how many inputs each of the fuzzing tests makes.
 """
 
+import argparse
 import glob
 import io
+import json
 import os
 import pickle
 import shutil
@@ -19,6 +21,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save as save_safetensors
 
 from detco_d2.checkpoint.handover import (
     BackboneCheckpointer,
@@ -113,6 +116,37 @@ def test_what_a_file_is_called_opens_no_other_door(tmp_path, write, file_name):
     path.write_bytes(write({"model_state": payloads(marker)["system"]}, 2))
     check_refused(path, "system")
     assert not marker.exists()
+
+
+def test_the_command_line_in_a_checkpoint_brings_nothing_else_with_it(tmp_path):
+    """argparse.Namespace may be named; what it holds, and what could run with it, may not."""
+    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    tensors = {"layer1.0.conv1.weight": torch.zeros(1)}
+    for name, payload in payloads(marker).items():
+        args = argparse.Namespace(lr=payload)
+        path.write_bytes(as_torch({"state_dict": tensors, "args": args}, 2))
+        check_refused(path, name)
+    odd = argparse.Namespace(_get_kwargs=None, __setstate__=1)
+    path.write_bytes(as_torch({"state_dict": tensors, "args": odd}, 2))
+    assert vars(read_weight_file(str(path))["args"]) == {"_get_kwargs": None, "__setstate__": 1}
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        (b"{}" + b" " * 9, "holds no|has no|no backbone"),
+        (b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}', "Refused"),
+        (b'{"a":{"dtype":"O","shape":[1],"data_offsets":[0,4]}}', "Refused"),
+        (b'{"__metadata__":{"input_spec":"{"}}', "Refused"),
+        (b"{" * 10**5, "Refused"),
+    ],
+)
+def test_forged_safetensors_are_refused(tmp_path, header, message):
+    path = tmp_path / "forged.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match=message):
+        load_backbone(str(path))
 
 
 def test_code_inside_an_object_array_does_not_run(tmp_path):
@@ -335,6 +369,7 @@ def small_weights():
     return [
         *(as_torch({"state_dict": tensors, "epoch": 3}, 2), as_legacy_torch({"model": tensors}, 2)),
         *(as_pickle({"model": arrays, "input_spec": TORCHVISION_SPEC}, p) for p in (0, 2, 5)),
+        save_safetensors(tensors, {"input_spec": json.dumps(TORCHVISION_SPEC)}),
     ]
 
 
