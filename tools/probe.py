@@ -199,6 +199,7 @@ def main() -> None:
                 "command": shlex.join(["python", *sys.argv]),
                 "weights": name,
                 "data": args.data,
+                "labels": args.labels,
                 "num_train": len(first[1]),
                 "num_test": len(second[1]),
                 "results": results,
