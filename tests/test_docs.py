@@ -36,8 +36,8 @@ from .docs.published import published_tables
 from .docs.refresh import refreshed
 from .docs.runner import CLIENT
 
-SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol".split()
-PLAIN = "ls cat head tail mkdir cp ln sha256sum grep find wc bash".split()
+SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol wandb".split()
+PLAIN = "ls touch cat head tail mkdir cp ln sha256sum grep find wc bash".split()
 PRELUDE = """set -e -o pipefail
 command_not_found_handle() { echo "no rule for: $*" >&2; return 127; }
 """
@@ -107,6 +107,7 @@ def run_block(block, earlier, folder, programs, planted):
         "PYTHONWARNINGS": "ignore",
         "SLURM_ARRAY_TASK_ID": "0",
         "MPLBACKEND": "Agg",
+        "WANDB_MODE": "offline",
     }
     command[0] = str(programs / command[0])
     return subprocess.run(

@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.run
 from detectron2.config import CfgNode
 from packaging.requirements import Requirement
 
@@ -173,6 +175,8 @@ def _python(words: list[str]) -> None:
         return _module(words[1:])
     script = words[0]
     words = _few_scenes(scaled(script, words[1:]))
+    if "WANDB.PROJECT" in words and find_spec("wandb") is None:
+        words += ["WANDB.PROJECT", ""]
     print("runs:", script, *words, file=sys.stderr, flush=True)
     sys.path[0:0] = [ROOT, os.path.join(ROOT, os.path.dirname(script))]
     sys.argv = [script, *words]
@@ -184,11 +188,10 @@ def _torchrun(words: list[str]) -> None:
     script = next(i for i, word in enumerate(words) if word.endswith(".py"))
     count = min(2, int(_value(words[:script], "--nproc-per-node", "1")))
     arguments = _few_scenes(scaled(words[script], words[script + 1 :]))
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(count), words[script], *arguments]
-    print("runs:", *command, file=sys.stderr, flush=True)
+    command = ["--standalone", "--nproc-per-node", str(count), words[script], *arguments]
+    print("runs: torchrun", *command, file=sys.stderr, flush=True)
     os.environ["PYTHONPATH"] = ROOT
-    os.execv(sys.executable, command)
+    torch.distributed.run.main(command)
 
 
 def _pip(words: list[str]) -> None:
@@ -246,6 +249,8 @@ def execute(words: list[str]) -> None:
         _sbatch(arguments)
     elif program == "srun":
         os.execvp(arguments[0], arguments)
+    elif program == "wandb":
+        assert arguments[0] == "sync", "no rule for wandb, which needs an account and a network"
     elif program == "scontrol":
         print("localhost")
     else:
