@@ -123,6 +123,8 @@ def scaled(script: str, words: list[str]) -> list[str]:
     if script == "tools/demo.py":
         few = ["--pretrain-iters", "2", "--finetune-iters", "2"]
         return [*few, *words, "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
+    if script == "tools/probe.py":
+        return [*words, "--size", "48", "--stages", "res5"]
     if Path(ROOT, script).is_file():  # runs as it stands, on few and small images
         return words
     sys.exit(f"no rule for python {script}")
