@@ -146,8 +146,10 @@ def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
     beside = path or next(iter(args.weights), "")
     folder = (args.output_dir or Path(beside).parent) / "probes"
     folder.mkdir(parents=True, exist_ok=True)
-    data = re.sub(r"\W+", "_", "_".join(Path(args.data).parts[-2:])).strip("_")
-    file = folder / f"{data}_{args.labels}_{Path(path).stem if path else 'random'}.json"
+    weights = "_".join([Path(path).absolute().parent.name, Path(path).stem]) if path else "random"
+    data = "_".join(Path(args.data).parts[-2:])
+    name = re.sub(r"\W+", "_", f"{data}_{args.labels}_{weights}").strip("_")
+    file = folder / f"{name}.json"
     with replacing(file) as part:
         part.write_text(json.dumps(record, indent=1))
     logger.info("written: %s", file)

@@ -5,7 +5,6 @@
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 # The costs among which each SVM's is chosen (the code of Goyal et al. 2019).
 COSTS = tuple(10.0**power for power in range(-7, 3))
 _FOLDS = 3
-_BLOCK = 1024  # test items at a time
+_SIMILARITIES = 2**26  # at a time
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ def knn(
     """
     train_x, test_x = F.normalize(train_x.float()), F.normalize(test_x.float())
     classes = int(train_y.max()) + 1
-    correct = 0
-    for x_BD, y_B in zip(test_x.split(_BLOCK), test_y.split(_BLOCK)):
+    correct, block = 0, max(1, _SIMILARITIES // len(train_x))
+    for x_BD, y_B in zip(test_x.split(block), test_y.split(block)):
         similarity, nearest = (x_BD @ train_x.T).topk(min(k, len(train_x)))
         weights = ((similarity - 1) / temperature).exp()  # the common factor keeps it below 1
         votes = weights.new_zeros(len(x_BD), classes).scatter_add_(1, train_y[nearest], weights)
@@ -240,8 +239,7 @@ def _with_progress(
     """The function's results in order, in threads (liblinear lets others run)."""
     started = said = time.perf_counter()
     results = []
-    with ThreadPoolExecutor(num_workers) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SVMs that are cut off at the largest costs
+    with ThreadPoolExecutor(num_workers) as pool:
         for result in pool.map(function, items):
             results.append(result)
             now = time.perf_counter()

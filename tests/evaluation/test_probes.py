@@ -70,7 +70,7 @@ def test_nearest_neighbours_do_not_depend_on_scale_or_block(monkeypatch):
     test_x, test_y = planted(TEST, 1, noise=3)
     whole = knn(x, y, test_x, test_y)
     assert 30 < whole < 95
-    monkeypatch.setattr("detco_d2.evaluation.probes._BLOCK", 7)
+    monkeypatch.setattr("detco_d2.evaluation.probes._SIMILARITIES", 7 * TRAIN)
     assert knn(100 * x, y, 0.01 * test_x, test_y) == whole
 
 
