@@ -30,7 +30,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import ROOT
-from .docs.pages import PAGES, anchors, blocks, defines, line_links, links, stray_commands
+from .docs.pages import PAGES, Block, anchors, blocks, defines, line_links, links, stray_commands
 from .docs.planting import plant, plant_page
 from .docs.published import published_tables
 from .docs.refresh import refreshed
@@ -170,6 +170,65 @@ def test_the_papers_figures_are_those_of_the_package():
     cells = [cell for row in rows for cell in row.split("|")[2:-1] if cell.strip() != "-"]
     published = Path(ROOT, "detco_d2/evaluation/published.csv").read_text().splitlines()
     assert len(cells) == len(published) - 1
+
+
+def run_text(text, folder, programs, planted):
+    return run_block(Block("bash", text, 1), [], folder, programs, planted)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("frobnicate x", "no rule for: frobnicate x"),
+        ("python tools/nowhere.py", "no rule for python tools/nowhere.py"),
+        ("pip install leftpad", "neither setup.py nor tools/setup_env.py knows ['leftpad']"),
+        ("pip install -e '.[nothing]'", "setup.py has no extra nothing"),
+        ("make nowhere", "nowhere"),
+        ("python -c 'import sys; sys.exit(3)' | cat\nls", ""),
+    ],
+)
+def test_a_command_that_fails_or_has_no_rule_is_noticed(text, message, tmp_path, programs, planted):
+    plant_page(tmp_path, planted, "")
+    done = run_text(text, tmp_path, programs, planted)
+    assert done.returncode != 0 and message in done.stderr
+
+
+def test_commands_see_the_shell_they_are_written_for(tmp_path, programs, planted):
+    text = "for i in 1 2; do\nX=$i python -c 'import os; print(os.environ[\"X\"])' | cat\ndone"
+    done = run_text(text, tmp_path, programs, planted)
+    assert (done.returncode, done.stdout) == (0, "1\n2\n")
+
+
+# Messages of other software, which no file of this project holds.
+FOREIGN = (
+    *("No object named", "'DetCo' ... 'META_ARCH'", "Non-existent config key", "AssertionError"),
+    *("Only DistributedDataParallel", "SyncBatchNorm expected", "Address already in use"),
+    *("KeyError: 'width'", "CUDA out of memory", "OSError: image file", "cannot identify image"),
+    *("DecompressionBombError", "DataLoader ", "No space left", "unexpected EOF"),
+    *("PytorchStreamReader failed", "Weights only load failed", "WeightsUnpickler error"),
+    *("No module named", "ModuleNotFoundError", "AttributeError", "RuntimeError: operator"),
+)
+
+
+@pytest.mark.parametrize("page", ["TROUBLESHOOTING.md", "INSTALL.md"])
+def test_messages_are_quoted_as_the_code_has_them(page):
+    code = "".join(file.read_text() for file in sorted(Path(ROOT).glob("detco_d2/**/*.py")))
+    code += "".join(Path(ROOT, file).read_text() for file in ("setup.py", "tools/setup_env.py"))
+    code = re.sub(r"[\"']\s*\n?\s*f?[\"']", "", code)  # strings that continue on the next line
+    text = Path(ROOT, "docs", page).read_text()
+    if page == "INSTALL.md":
+        text = text[text.index("## When installation fails") :]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    quoted = [span for row in rows for span in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    ours = [span.removeprefix("ImportError: ") for span in quoted if not span.startswith(FOREIGN)]
+    wrong = [
+        span
+        for span in ours
+        for part in re.split(r"'?\.\.\.'?|\*", span)
+        if part.strip(" :") not in code
+    ]
+    assert wrong == []
+    assert len(ours) > 3
 
 
 def test_a_page_is_read_as_it_is_rendered():
