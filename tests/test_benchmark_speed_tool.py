@@ -54,6 +54,7 @@ def test_one_run_gives_the_step_its_parts_the_data_and_a_trace(scenes, tmp_path)
     assert {"query forward + backward", "key forward", "queue", "momentum encoder"} <= parts.keys()
     assert parts["augment on the device"][0] > 0
     assert parts["losses forward + backward"][0] < parts["query forward + backward"][0]
+    assert parts["the same, watched closely"][0] > 0
     views = rows(output, "Data on one core")
     assert set(views) == {
         "decoding alone",

@@ -144,16 +144,18 @@ class Case:
         leaf = embeddings.detach().requires_grad_()
         keys = F.normalize(torch.randn_like(model.queue.features[:, : len(leaf[0])]), dim=2)
 
-        def losses() -> None:
-            queries = dict(zip(names, leaf))
-            with EventStorage():
-                sum(model._compute_losses(queries, keys).values()).backward()
+        def losses(watched: bool = False) -> None:
+            model.watch_closely = watched  # as it is at every 20th step
+            sum(model._compute_losses(dict(zip(names, leaf)), keys).values()).backward()
+            model._forget_parts()
+            model.watch_closely = False
 
         result = {
             "bare encoders": self.bare,
             "query forward + backward": self.query,
             "key forward": self.key_forward,
             "losses forward + backward": losses,
+            "the same, watched closely": lambda: losses(True),
             "queue": lambda: model.queue.enqueue(keys),
             "momentum encoder": model._update_momentum_encoder,
             "optimiser": self.optimizer.step,
