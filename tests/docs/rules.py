@@ -125,6 +125,8 @@ def scaled(script: str, words: list[str]) -> list[str]:
         return [*few, *words, "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
     if script == "tools/probe.py":
         return [*words, "--size", "48", "--stages", "res5"]
+    if script == "tools/visualize.py":
+        return [*words, "--size", "64", "--limit", "8"]
     if Path(ROOT, script).is_file():  # runs as it stands, on few and small images
         return words
     sys.exit(f"no rule for python {script}")
