@@ -204,7 +204,13 @@ FOREIGN = (
     *("No object named", "'DetCo' ... 'META_ARCH'", "Non-existent config key", "AssertionError"),
     *("Only DistributedDataParallel", "SyncBatchNorm expected", "Address already in use"),
     *("KeyError: 'width'", "CUDA out of memory", "OSError: image file", "cannot identify image"),
-    *("DecompressionBombError", "DataLoader ", "No space left", "unexpected EOF"),
+    *(
+        "DecompressionBombError",
+        "DataLoader ",
+        "No space left",
+        "one of the variables",
+        "unexpected EOF",
+    ),
     *("PytorchStreamReader failed", "Weights only load failed", "WeightsUnpickler error"),
     *("No module named", "ModuleNotFoundError", "AttributeError", "RuntimeError: operator"),
 )
