@@ -122,7 +122,7 @@ def draw_neighbours(path: Path, query: np.ndarray, rows: Sequence[Neighbours]) -
                 light = _enlarge(0.3 + 0.7 * share, picture)
                 _show(axis, (picture * light[..., None]).astype(np.uint8))
                 _mark(axis, patch.box)
-                axis.set_title(f"cosine {patch.similarity:.2f}", fontsize=10)
+                axis.set_title(f"cosine {patch.similarity:.3f}", fontsize=10)
 
 
 def _enlarge(grid: np.ndarray, picture: np.ndarray) -> np.ndarray:

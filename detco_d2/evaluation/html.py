@@ -157,7 +157,10 @@ def _summary(run: Run) -> str:
     if run.warnings:
         lines = [f"{count} x {escape(text)}" for text, count in run.warnings[-20:]]
         total = sum(count for _, count in run.warnings)
-        text += f"<details><summary>Warnings in the log: {total}</summary>{_items(lines)}</details>"
+        text += (
+            f"<details{' open' if len(lines) <= 3 else ''}><summary>Warnings in the log: {total}"
+        )
+        text += f"</summary>{_items(lines)}</details>"
     return _items(facts) + text
 
 
