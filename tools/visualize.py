@@ -93,10 +93,11 @@ def evenly(items: list, count: int) -> list:
 
 
 def list_files(args: argparse.Namespace) -> list[str]:
-    """All images of --images, and of those of a long list an even choice."""
+    """The images of --images, each once, and of those of a long list an even choice."""
     files: list[str] = []
     for path in args.images:
         files += [path] if os.path.isfile(path) else [d["file_name"] for d in list_images(path)]
+    files = list(dict.fromkeys(files))
     if len(files) > args.limit:
         logger.info("%d of %d images, evenly chosen; --limit sets it", args.limit, len(files))
     return evenly(files, args.limit)
@@ -120,15 +121,14 @@ def read_pictures(files: list[str], size: int) -> list[np.ndarray]:
 
 
 def pca(args: argparse.Namespace, backbones: dict[str, FrozenBackbone]) -> str:
-    """Components over all images, of which --count are shown."""
+    """Components over all images, of which the first --count are shown."""
     pictures = read_pictures(list_files(args), args.size)
-    shown = evenly(list(range(len(pictures))), args.count)
     colours: dict[str, dict[str, np.ndarray]] = {}
     for name, backbone in backbones.items():
         maps = embed(backbone, pictures)
-        colours[name] = {s: principal_colours(maps[s])[shown] for s in args.stages}
-    draw_components(args.output / "pca.png", [pictures[i] for i in shown], colours)
-    return f"components over {len(pictures)} images, of which {len(shown)} are shown"
+        colours[name] = {s: principal_colours(maps[s])[: args.count] for s in args.stages}
+    draw_components(args.output / "pca.png", pictures[: args.count], colours)
+    return f"components over {len(pictures)} images"
 
 
 def neighbours(args: argparse.Namespace, backbones: dict[str, FrozenBackbone]) -> str:
@@ -213,7 +213,7 @@ def main() -> None:
     add("--stages", nargs="+", choices=STAGES, help="pca: all; neighbours: res4, res5; match: res4")
     add("--size", type=int, default=224, help="side of the pictures, in pixels; a multiple of 32")
     add("--limit", type=int, default=100, help="images that are read at most")
-    add("--count", type=int, help="images shown: pca 4, match 3; neighbours: patches shown, 6")
+    add("--count", type=int, help="of images shown, the first ones: pca 4, match 3; of patches: 6")
     add("--depth", type=int, default=50, help="of `random`, where no weight file says it")
     add("--query", help="neighbours: the image of the query patch; default: the first")
     add("--box", type=parse_box, default=(0.4, 0.4, 0.6, 0.6), help="left,top,right,bottom, 0..1")
