@@ -76,16 +76,17 @@ class LabelledImages(torch.utils.data.Dataset):
         self.items = pack_images(list(labelled.items))
         self.size = size
         self.view = view
+        self._decoded: tuple[str, Image.Image | None] = ("", None)  # its boxes come one by one
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
         item = self.items[index]
-        try:
-            with PathManager.open(item["file_name"], "rb") as file:
-                image = decode_image(file, min_side=1, max_pixels=_MAX_PIXELS)
-        except (UnreadableImage, OSError, ValueError):
+        if self._decoded[0] != item["file_name"]:
+            self._decoded = (item["file_name"], _decode(item["file_name"]))
+        image = self._decoded[1]
+        if image is None:
             return index, None
         if "box" in item:
             image = image.crop(_square(item["box"], image.size))
@@ -101,6 +102,14 @@ class LabelledImages(torch.utils.data.Dataset):
     def _random_view(self, image: Image.Image) -> Image.Image:
         crop = T.RandomResizedCrop(self.size, (0.2, 1.0), RATIO)
         return T.RandomHorizontalFlip()(crop(image))
+
+
+def _decode(path: str) -> Image.Image | None:
+    try:
+        with PathManager.open(path, "rb") as file:
+            return decode_image(file, min_side=1, max_pixels=_MAX_PIXELS)
+    except (UnreadableImage, OSError, ValueError):
+        return None
 
 
 def _square(box: Sequence[float], size: tuple[int, int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from detco_d2.data.labelled import LabelledImages, _square, class_counts, load_halves
+from detco_d2.data.labelled import LabelledImages, _decode, _square, class_counts, load_halves
 from detco_d2.data.layouts import write_voc
 from detco_d2.data.synthetic import register_scenes
 
@@ -128,6 +128,18 @@ def test_a_crop_at_the_border_is_moved_into_the_image():
     assert _square([10, 20, 60, 70], (200, 100)) == (5, 15, 65, 75)  # 50 pixels and a tenth twice
     assert _square([0, 0, 50, 50], (200, 100)) == (0, 0, 60, 60)
     assert _square([150, 0, 200, 100], (200, 100)) == (80, 0, 200, 100)  # 120 do not fit in 100
+
+
+def test_an_image_is_decoded_once_for_all_of_its_boxes(scenes, monkeypatch):
+    train, _ = load_halves(register_scenes(scenes, "train"))
+    images, paths = LabelledImages(train, 32), []
+    monkeypatch.setattr(
+        "detco_d2.data.labelled._decode", lambda path: paths.append(path) or _decode(path)
+    )
+    together = [images[i][1] for i in range(len(images))]
+    assert paths == sorted({item["file_name"] for item in train.items})
+    alone = [LabelledImages(train, 32)[i][1] for i in range(len(images))]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone))
 
 
 def test_images_say_which_classes_they_contain(boxes):
