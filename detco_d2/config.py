@@ -124,7 +124,7 @@ def add_detco_config(cfg: CfgNode) -> None:
     # Seconds that a process waits for the others, or for its loader processes, before the job ends.
     cfg.SOLVER.COLLECTIVE_TIMEOUT = 600
 
-    # In pretraining: the top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
+    # In pretraining: top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
     # (docs/probes.md). DATASET: a folder of class folders, or a detection data set whose boxes are
     # cut out; "" is off. PERIOD: iterations between two evaluations, of which the last iteration
     # always has one; 0: that one alone.
