@@ -5,12 +5,14 @@ python tools/demo.py                                  # rendered scenes, or coco
 python tools/demo.py --images /my/photos              # pretrain on one's own images
 python tools/demo.py --voc /data/bccd --fraction 0.2 --seeds 3    # detection data in VOC's layout
 
-Writes report.json, report.md and report.png into --output.
+Writes report.json and, with curves and pictures, report.html into --output.
 """
 
 import argparse
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,32 +25,27 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 
 from detco_d2.checkpoint.exporting import save_backbone
 from detco_d2.checkpoint.handover import check_complete, load_backbone
 from detco_d2.config import load_config
-from detco_d2.data.build import build_pretrain_loader
 from detco_d2.data.datasets import (
     load_images,
     register_by_name,
     register_coco_subset,
     register_voc_folder,
 )
-from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.data.pictures import draw_views
 from detco_d2.engine.launch import adapt_to_machine
 from detco_d2.engine.output import note_start
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer
-from detco_d2.evaluation.report import (
-    METRICS,
-    summarise_pretraining,
-    summarise_transfer,
-    write_report,
-)
+from detco_d2.evaluation.report import METRICS, summarise_transfer, write_report
 from detco_d2.provenance import command_line, versions
 
 ROOT = Path(__file__).resolve().parent.parent
+_SHOWN = 60  # images that feature pictures are made of
+_SIDE = 300  # pixels
 logger = logging.getLogger("detco_d2.demo")
 
 
@@ -82,8 +79,8 @@ def choose_data(args: argparse.Namespace) -> tuple[list[str], str, str, str]:
     return args.images or [unlabelled], train, test, what
 
 
-def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, dict[str, Any]]:
-    """Returns the checkpoint, its config, and the value of every scalar at every iteration."""
+def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode]:
+    """Returns the checkpoint and its config."""
     settings: dict[str, Any] = {"DATASETS.TRAIN": tuple(names)}
     if args.pretrain_iters:
         settings["SOLVER.MAX_ITER"] = args.pretrain_iters
@@ -96,16 +93,13 @@ def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode, 
     cfg.OUTPUT_DIR = os.path.join(args.output, "pretrain")
     cfg.merge_from_list(args.opts)
     seed_all_rng(cfg.SEED)
-    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(cfg.dump())
     trainer = PretrainTrainer(cfg)
     note_start(cfg)
     trainer.train()
-    scalars = {
-        name: [value for value, _ in history.values()]
-        for name, history in trainer.storage.histories().items()
-        if name.split("/")[0] in ("info_nce", "top1", "spread")
-    }
-    return os.path.join(cfg.OUTPUT_DIR, "model_final.pth"), trainer.cfg, scalars
+    return str(folder / "model_final.pth"), trainer.cfg
 
 
 def finetune(
@@ -134,8 +128,8 @@ def _classes(name: str) -> list[str]:
     return MetadataCatalog.get(name).thing_classes
 
 
-def draw_detections(trainer: TransferTrainer, test: str, count: int = 4) -> list[np.ndarray]:
-    """The five best detections on each of the first test images, drawn in RGB."""
+def draw_detections(trainer: TransferTrainer, test: str, file: Path, count: int = 4) -> None:
+    """The five best detections on each of the first test images, side by side."""
     model = trainer.model.eval()
     pictures = []
     for data in trainer.build_test_loader(trainer.cfg, test):
@@ -144,10 +138,27 @@ def draw_detections(trainer: TransferTrainer, test: str, count: int = 4) -> list
         best = found.scores.argsort(descending=True)[:5]
         image = detection_utils.read_image(data[0]["file_name"], "RGB")
         drawn = Visualizer(image, MetadataCatalog.get(test)).draw_instance_predictions(found[best])
-        pictures.append(drawn.get_image())
+        pictures.append(Image.fromarray(drawn.get_image()).resize((_SIDE, _SIDE)))
         if len(pictures) == count:
             break
-    return pictures
+    strip = Image.new("RGB", (_SIDE * len(pictures), _SIDE))
+    for i, picture in enumerate(pictures):
+        strip.paste(picture, (_SIDE * i, 0))
+    strip.save(file)
+
+
+def show(args: argparse.Namespace, checkpoint: str, names: list[str]) -> None:
+    """What the features see, and the page about it all, by the tools for any run."""
+    files = [image["file_name"] for image in load_images(names)]
+    files = files[:: max(1, len(files) // _SHOWN)]
+    run = os.path.dirname(checkpoint)
+    weights = ["--weights", "random", "--weights", f"DetCo={checkpoint}"]
+    page = os.path.join(args.output, "report.html")
+    for tool, *options in (
+        ("visualize.py", "all", *weights, "--images", *files),
+        ("report.py", run, "--transfer", args.output, "--output", page),
+    ):
+        subprocess.run([sys.executable, str(ROOT / "tools" / tool), *options], check=True)
 
 
 class Progress:
@@ -178,11 +189,11 @@ class Progress:
 def run(args: argparse.Namespace) -> str:
     runs_of = [(init, seed) for seed in range(args.seeds) for init in ("random", "DetCo")]
     tuning = [(f"fine-tuning {init} {seed}", 170) for init, seed in runs_of]
-    progress = Progress([("data", 30), ("pretraining", 230), *tuning, ("report", 10)])
+    progress = Progress([("data", 30), ("pretraining", 230), *tuning, ("report", 60)])
     progress.next()
     names, train, test, what = choose_data(args)
     progress.next()
-    checkpoint, cfg, scalars = pretrain(args, names)
+    checkpoint, cfg = pretrain(args, names)
     backbone, source, spec = load_backbone(checkpoint)
     logger.info("%s: %s", source, check_complete(backbone, checkpoint))
     weights = os.path.join(args.output, "backbone.pth")
@@ -195,24 +206,22 @@ def run(args: argparse.Namespace) -> str:
         )
         runs.append(result)
     progress.next()
-    mapper = DetCoDatasetMapper(cfg)
-    loader = build_pretrain_loader(
-        load_images(names), mapper, total_batch_size=4, num_workers=0, seed=0
-    )
-    batch = mapper.finish(next(iter(loader)), torch.device("cpu"))
+    if runs:
+        folder = Path(checkpoint).with_name("pictures")
+        folder.mkdir(exist_ok=True)
+        draw_detections(trainer, test, folder / "detections_of_DetCo.png")
     report = {
         "description": f"Pretrained on {', '.join(names)} for {cfg.SOLVER.MAX_ITER} iterations of "
         f"{cfg.SOLVER.IMS_PER_BATCH} images; detection data: {what}.",
         "command": command_line(),
         "transfer": summarise_transfer(runs),
         "runs": runs,
-        "pretraining": summarise_pretraining(scalars, cfg.MODEL.DETCO.QUEUE_LENGTH),
         "seconds": progress.seconds(),
         "versions": versions(),
     }
-    views = draw_views(batch, image_format=cfg.INPUT.FORMAT)
-    pictures = draw_detections(trainer, test) if runs else []
-    return write_report(args.output, report, scalars, views, pictures)
+    text = write_report(args.output, report)
+    show(args, checkpoint, names)
+    return text
 
 
 def main() -> None:
@@ -237,7 +246,7 @@ def main() -> None:
         setup_logger(args.output, name=name, abbrev_name=short)
     text = run(args)
     logger.info("\n%s", text)
-    logger.info("The picture is %s", os.path.join(args.output, "report.png"))
+    logger.info("Curves and pictures: %s", os.path.join(args.output, "report.html"))
 
 
 if __name__ == "__main__":

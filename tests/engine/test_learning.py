@@ -1,12 +1,12 @@
 """A short run learns: every term leaves chance, and no head collapses."""
 
 import math
+import statistics
 
 import pytest
 
 from detco_d2.data.synthetic import register_scenes, write_scenes
 from detco_d2.engine.pretrain import PretrainTrainer
-from detco_d2.evaluation.report import summarise_pretraining
 
 from ..conftest import load_config
 
@@ -21,14 +21,12 @@ def test_all_twelve_terms_leave_chance_on_rendered_scenes(tmp_path):
     )
     trainer = PretrainTrainer(cfg)
     trainer.train()
-    histories = {
-        name: [value for value, _ in history.values()]
+    last = {
+        name: statistics.mean(value for value, _ in history.values()[-50:])
         for name, history in trainer.storage.histories().items()
-        if "/" in name
     }
-    summary = summarise_pretraining(histories, 128)
-    assert summary["chance_loss"] == math.log(129)
-    losses = {term: row["loss"] for term, row in summary["terms"].items()}
-    assert len(losses) == 12
+    losses = {name: value for name, value in last.items() if name.startswith("info_nce/")}
+    spreads = {name: value for name, value in last.items() if name.startswith("spread/")}
+    assert len(losses) == 12 and len(spreads) == 8
     assert max(losses.values()) < math.log(129) - 0.1, losses
-    assert min(summary["spread"].values()) > 0.3, summary["spread"]
+    assert min(spreads.values()) > 0.3, spreads
