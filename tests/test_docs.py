@@ -3,8 +3,9 @@
 For whoever writes a page:
 
 - A command stands in a ```bash fence, one command a line (or continued by a backslash), as a reader
-  would type it in the repository; a command in running text in `single quotes` counts as well. Both
-  are run. Output, trees of files and parts of commands stand in ```text fences or are indented.
+  would type it in the repository; a command in running text in `single quotes`, and one that begins
+  a line of a ```text fence (beside its output, "$ " before it or not), count as well. All are run.
+  Trees of files and parts of commands stand in ```text fences or are indented.
 - Python stands in a ```python fence and is run; later fences of a page go on where earlier ended.
 - The commands of a page run in their order, in one folder that has the repository in it and an
   empty output/, through bash. So a page may use what it has made before.
@@ -12,8 +13,8 @@ For whoever writes a page:
   /data/voc and /data/bccd (VOC's layout), /data/mine (COCO's format: train.json, test.json, train/,
   test/), /data/flowers (folders of classes in train/ and val/), /data/datasets (as
   DETECTRON2_DATASETS names it: coco, VOC2007, VOC2012, cityscapes, imagenet), tar shards
-  /data/train-{000000..000146}.tar, R-50.pkl, moco_v2_200ep.pth.tar, and runs that are done in
-  output/mine and output/detco, unless the page has `OUTPUT_DIR output/mine` itself.
+  /data/train-{000000..000146}.tar, R-50.pkl, moco_v2_200ep.pth.tar, and runs that are done, if
+  the page names a file in output/{mine,detco,photos} and has no `OUTPUT_DIR output/mine` itself.
 - How a command is scaled down (no GPU, ResNet-18, three iterations) is in docs/rules.py; a
   command that no rule there covers fails.
 - A link to a line, [name](../detco_d2/file.py#L12), must hit the line that defines `name`;
@@ -36,7 +37,7 @@ from .docs.published import published_tables
 from .docs.refresh import refreshed
 from .docs.runner import CLIENT
 
-SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol wandb".split()
+SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol wandb chromium".split()
 PLAIN = "ls touch cat head tail mkdir cp ln sha256sum grep find wc bash".split()
 PRELUDE = """set -e -o pipefail
 command_not_found_handle() { echo "no rule for: $*" >&2; return 127; }
@@ -44,9 +45,9 @@ command_not_found_handle() { echo "no rule for: $*" >&2; return 127; }
 
 
 @pytest.fixture(scope="session")
-def planted(tmp_path_factory, layouts):
+def planted(tmp_path_factory):
     root = tmp_path_factory.mktemp("planted")
-    plant(root, Path(layouts))
+    plant(root)
     return root
 
 

@@ -8,9 +8,11 @@ from ..conftest import ROOT
 
 PAGES = [Path(ROOT, "README.md"), *sorted(Path(ROOT, "docs").glob("*.md"))]
 PROGRAMS = ("python", "torchrun", "pip", "make", "tensorboard", "sbatch", "git", "wandb")
+PROGRAMS += ("chromium",)
 
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.M | re.S)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+_TYPED = re.compile(rf"^(?:\$ )?((?:{'|'.join(PROGRAMS)}) \S.*(?:\\\n.*)*)", re.M)
 _COMMAND = re.compile(rf"\s*(\$ )?({'|'.join(PROGRAMS)}) \S")
 
 
@@ -39,12 +41,20 @@ def _without_fences(text: str) -> str:
 
 
 def blocks(text: str) -> list[Block]:
-    """The fences of kind bash and python, and the commands in `single quotes`, in their order."""
+    """What is run of a page, in its order.
+
+    The fences of kind bash and python, the commands in those of kind text (behind a $, or where
+    only what they gave is shown), and the commands in `single quotes`.
+    """
     found = [
         Block(match[1], match[2], _line(text, match.start()) + 1)
         for match in _FENCE.finditer(text)
         if match[1] in ("bash", "python")
     ]
+    for fence in _FENCE.finditer(text):
+        for match in _TYPED.finditer(fence[2] if fence[1] == "text" else ""):
+            line = _line(text, fence.start(2) + match.start())
+            found.append(Block("bash", match[1].rstrip() + "\n", line))
     for match in _SPAN.finditer(_without_fences(text)):
         if _COMMAND.match(match[1]):
             found.append(
@@ -55,7 +65,8 @@ def blocks(text: str) -> list[Block]:
 
 def stray_commands(text: str) -> list[str]:
     """Lines that look like commands, and are where no test finds them."""
-    other = [match[2] for match in _FENCE.finditer(text) if match[1] not in ("bash", "python")]
+    known = ("bash", "python", "text")
+    other = [match[2] for match in _FENCE.finditer(text) if match[1] not in known]
     lines = [line for fence in other for line in fence.splitlines()]
     lines += [line for line in _without_fences(text).splitlines() if line.startswith("    ")]
     return [line for line in lines if _COMMAND.match(line)]

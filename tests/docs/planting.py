@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from detco_d2.checkpoint.handover import load_backbone
 from detco_d2.checkpoint.names import detectron2_to_torchvision
 from detco_d2.data.cityscapes import make_train_id_files
+from detco_d2.data.layouts import write_cityscapes, write_coco, write_voc
 from detco_d2.data.synthetic import write_scenes
 
 from ..checkpoint.test_input_spec import write_caffe2
@@ -21,7 +23,7 @@ from .rules import PRETRAIN
 
 REPOSITORY = ("configs", "detco_d2", "docs", "tests", "tools", "Makefile", "pretrain_net.py")
 REPOSITORY += ("train_net.py", "setup.py", "pyproject.toml", "README.md")
-RUNS = ("output/mine", "output/detco")
+RUNS = ("output/mine", "output/detco", "output/photos")
 
 
 def _plant_runs(root: Path) -> None:
@@ -42,15 +44,15 @@ def _plant_weights(root: Path) -> None:
     write_caffe2(backbone, root / "R-50.pkl")
     names = {name: detectron2_to_torchvision(name) for name in backbone}
     moco = {f"module.encoder_q.{names[name]}": tensor for name, tensor in backbone.items()}
-    torch.save({"state_dict": moco, "arch": "resnet18"}, root / "moco_v2_200ep.pth.tar")
+    for name in ("moco_v2_200ep.pth.tar", "moco_v2_800ep.pth.tar", "epoch_200.pth"):
+        torch.save({"state_dict": moco, "arch": "resnet18"}, root / name)
 
 
-def plant(root: Path, layouts: Path) -> None:
+def plant(root: Path) -> None:
     """Everything but a page's own folder.
 
     Args:
         root: holds my/, data/, shared/, and what is copied into the folder of each page.
-        layouts: as DETECTRON2_DATASETS names it.
     """
     scenes = root / "few_scenes"
     write_scenes(str(scenes), "train_400", 8, seed=0, size=(96, 128))
@@ -62,9 +64,12 @@ def plant(root: Path, layouts: Path) -> None:
     shutil.copy(next(photos.glob("*.jpg")), photos / "cat.jpg")
     (root / "shared").mkdir()
     data = root / "data"
-    shutil.copytree(layouts, data / "datasets")
-    for split in ("train", "val"):
-        make_train_id_files(str(data / "datasets/cityscapes/gtFine" / split))
+    write_coco(str(data / "datasets"), 16, seed=0, size=(160, 208), max_objects=16)
+    write_voc(str(data / "datasets"), 12, seed=0, size=(120, 160))
+    if find_spec("cityscapesscripts"):
+        write_cityscapes(str(data / "datasets"), 4, seed=0, size=(120, 240))
+        for split in ("train", "val"):
+            make_train_id_files(str(data / "datasets/cityscapes/gtFine" / split))
     (data / "mine").mkdir()
     for name, split in (("train_400", "train"), ("test_100", "test")):
         shutil.copytree(scenes / name, data / "mine" / split)
@@ -95,7 +100,13 @@ def plant_page(folder: Path, root: Path, text: str) -> None:
     (folder / ".venv/bin/activate").write_text("")
     (folder / "output").mkdir()
     for run in RUNS:
-        if not re.search(rf"OUTPUT_DIR {run}\b", text):
+        if run in text and not re.search(rf"OUTPUT_DIR {run}\b", text):
             shutil.copytree(root / run, folder / run)
     for file in (*root.glob("*.pkl"), *root.glob("*.pth*")):
         os.link(file, folder / file.name)
+    photos = sorted((root / "my/photos").glob("*.jpg"))
+    (folder / "photos").mkdir()
+    (folder / "coco").symlink_to(root / "data/datasets/coco")
+    named = sorted(set(re.findall(r"photos/(\d+\.jpg)", text)))
+    for name, photo in zip(named or [photo.name for photo in photos], photos):
+        (folder / "photos" / name).symlink_to(photo)

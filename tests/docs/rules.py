@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.run
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from packaging.requirements import Requirement
 
 from ..conftest import ROOT, TINY
@@ -155,6 +155,14 @@ def _module(words: list[str]) -> None:
     sys.exit(f"no rule for python -m {words[0]}")
 
 
+def _lazy(words: list[str]) -> None:
+    """The model of a LazyConfig; Detectron2's trainer of these is not in its package."""
+    config = LazyConfig.load(_value(words, "--config-file"))
+    start = words.index("--num-gpus") + 2 if "--num-gpus" in words else 2
+    config = LazyConfig.apply_overrides(config, words[start:])
+    instantiate(config.model)
+
+
 def _load_small_configs() -> None:
     """What a page's Python loads is scaled down like what its commands do."""
     from detco_d2 import config
@@ -177,6 +185,8 @@ def _python(words: list[str]) -> None:
         return
     if words[0] == "-m":
         return _module(words[1:])
+    if os.path.basename(words[0]) == "lazyconfig_train_net.py":
+        return _lazy(words[1:])
     script = words[0]
     words = _few_scenes(scaled(script, words[1:]))
     if "WANDB.PROJECT" in words and find_spec("wandb") is None:
@@ -255,6 +265,9 @@ def execute(words: list[str]) -> None:
         os.execvp(arguments[0], arguments)
     elif program == "wandb":
         assert arguments[0] == "sync", "no rule for wandb, which needs an account and a network"
+    elif program == "chromium":  # takes a picture of a page; the page is there
+        (page,) = [word for word in arguments if word.startswith("file://")]
+        assert Path(page.removeprefix("file://")).is_file(), page
     elif program == "scontrol":
         print("localhost")
     else:
