@@ -26,6 +26,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def run_block(block, earlier, folder, programs, planted):
         "PATH": str(programs),
         "HOME": os.environ.get("HOME", "/"),
         "PLANTED": str(planted),
+        "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]),
         "DETECTRON2_DATASETS": str(planted / "data/datasets"),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
@@ -116,21 +118,39 @@ def run_block(block, earlier, folder, programs, planted):
     )
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_a_page_runs(page, programs, planted, tmp_path):
+def run_page(page, folder, programs, planted):
+    """Run all of a page; what failed, or ""."""
     text = page.read_text()
-    plant_page(tmp_path, planted, text)
+    plant_page(folder, planted, text)
     earlier: list[str] = []
     for block in blocks(text):
-        started = time.perf_counter()
-        done = run_block(block, earlier, tmp_path, programs, planted)
-        print(f"line {block.line}: {time.perf_counter() - started:.1f} s")
-        assert done.returncode == 0, (
-            f"{page.name}, line {block.line}, exit code {done.returncode}:\n{block.text}\n"
-            f"{done.stderr[:1500]}\n...\n{done.stdout[-2000:]}\n{done.stderr[-2500:]}"
-        )
+        done = run_block(block, earlier, folder, programs, planted)
+        if done.returncode:
+            return (
+                f"{page.name}, line {block.line}, exit code {done.returncode}:\n{block.text}\n"
+                f"{done.stderr[:1500]}\n...\n{done.stdout[-2000:]}\n{done.stderr[-2500:]}"
+            )
         if block.kind == "python":
             earlier.append(block.text)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def runs(request, programs, planted, tmp_path_factory):
+    """The selected pages, two at a time."""
+    pool = ThreadPoolExecutor(2)
+    yield {
+        page: pool.submit(run_page, page, tmp_path_factory.mktemp(page.stem), programs, planted)
+        for page in PAGES
+        if any(f"runs[{page.stem}]" in item.name for item in request.session.items)
+    }
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_runs(page, runs):
+    failure = runs[page].result()
+    assert not failure, failure
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ..conftest import ROOT, TINY
 
 # Options that a machine without GPUs, without other machines and without days cannot take.
-# option: what it becomes (None: it goes, with its value)
+# option: what it becomes at most (None: it goes, with its value)
 OPTIONS = {
     "--num-gpus": "0",
     "--num-machines": None,
@@ -80,8 +80,9 @@ def _with_options(words: list[str]) -> list[str]:
         if skip:
             skip = False
         elif word in OPTIONS:
-            skip = True
-            result += [word, OPTIONS[word]] if OPTIONS[word] is not None else []
+            skip, most = True, OPTIONS[word]
+            value = words[words.index(word) + 1]
+            result += [] if most is None else [word, min(value, most, key=int)]
         else:
             result.append(word)
     return result
@@ -94,8 +95,7 @@ def _benchmark(words: list[str]) -> list[str]:
     suite = _value(words, "--suite")
     if suite == "quick" and "--voc" not in words:
         scenes = Path(_value(words, "--output", "output/benchmark"), "scenes")
-        if not scenes.exists():
-            shutil.copytree(Path(os.environ["PLANTED"], "few_scenes"), scenes)
+        shutil.copytree(Path(os.environ["PLANTED"], "few_scenes"), scenes, dirs_exist_ok=True)
     if "--shard" in words:
         words[words.index("--shard") + 1] = "0/9999"
     elif "--report" not in words:
@@ -122,9 +122,10 @@ def scaled(script: str, words: list[str]) -> list[str]:
         return ["--repeats", "1", *words, *_strings(PRETRAIN)]
     if script == "tools/demo.py":
         few = ["--pretrain-iters", "2", "--finetune-iters", "2"]
-        return [*few, *words, "SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
+        return [*few, *words, *_strings(PRETRAIN)]
     if script == "tools/probe.py":
-        return [*words, "--size", "48", "--stages", "res5"]
+        few = ["--size", "48", "--stages", "res5", "--max-images", "40", "--workers", "0"]
+        return [*words, *few]
     if script == "tools/visualize.py":
         return [*words, "--size", "64", "--limit", "8"]
     if Path(ROOT, script).is_file():  # runs as it stands, on few and small images
