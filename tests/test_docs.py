@@ -153,6 +153,15 @@ def test_every_command_of_a_page_runs(page, runs):
     assert not failure, failure
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module, count", [("soak", "100"), ("saver", "5")])
+def test_the_long_measurements_of_a_page_run_when_they_are_short(module, count, tmp_path):
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.faults.{module}", str(tmp_path), count]
+    command += ["0"] if module == "saver" else []
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_no_command_is_where_no_test_finds_it(page):
     assert stray_commands(page.read_text()) == []

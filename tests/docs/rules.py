@@ -148,7 +148,7 @@ def _module(words: list[str]) -> None:
         files = [word for word in words[1:] if word.startswith("tests")]
         assert files and all(Path(ROOT, file).exists() for file in files), words
         return None
-    # These take minutes: the slow tests run them, with fewer iterations.
+    # These take minutes: a slow test of test_docs.py runs them, shorter.
     if words[0] in ("tests.faults.soak", "tests.faults.saver"):
         assert Path(ROOT, *words[0].split(".")).with_suffix(".py").is_file()
         assert words[2].isdigit() and len(words) >= 3, words
