@@ -17,8 +17,9 @@ def versions() -> dict[str, str]:
     result = {"Python": platform.python_version()}
     for name in ("torch", "torchvision", "detectron2"):
         result[name] = importlib.import_module(name).__version__
-    try:
-        result["detco_d2"] = importlib.metadata.version("detco_d2")
-    except importlib.metadata.PackageNotFoundError:
-        result["detco_d2"] = "not installed"  # a checkout
+    for name in ("numpy", "Pillow", "scikit-learn", "detco_d2"):
+        try:
+            result[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            result[name] = "not installed"
     return result

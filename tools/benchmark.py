@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -48,6 +47,7 @@ from detco_d2.evaluation.benchmark import (
     with_seed,
 )
 from detco_d2.evaluation.tables import write_report
+from detco_d2.provenance import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -239,7 +239,7 @@ def main() -> None:
         seeds=args.seeds,
         baseline=baseline,
         published=args.published,
-        command=shlex.join(["python", *sys.argv]),
+        command=command_line(),
     )
     logger.info("\n%s\nwritten to %s", text, args.output)
     if failed:

@@ -15,10 +15,8 @@ import argparse
 import json
 import logging
 import re
-import shlex
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,9 @@ from detco_d2.data.labelled import KINDS, Labelled, LabelledImages, load_halves
 from detco_d2.evaluation.features import POOLS, Features, extract
 from detco_d2.evaluation.probes import chance, knn, linear, svm
 from detco_d2.files import replacing
+from detco_d2.provenance import command_line, versions
 
 PROBES = ("knn", "linear", "svm")
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "Pillow", "detco_d2")
 Half = tuple[Features, torch.Tensor]
 Result = dict[str, Any]
 logger = logging.getLogger("detco_d2.probe")
@@ -132,16 +130,6 @@ def run_probes(
     return results, first, second
 
 
-def versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
     beside = path or next(iter(args.weights), "")
     folder = (args.output_dir or Path(beside).parent) / "probes"
@@ -198,7 +186,7 @@ def main() -> None:
             logger.info("%s: %d training, %d test items", name, len(train.items), len(test.items))
             results, first, second = run_probes(args, backbone, train, test)
             record = {
-                "command": shlex.join(["python", *sys.argv]),
+                "command": command_line(),
                 "weights": name,
                 "data": args.data,
                 "labels": args.labels,

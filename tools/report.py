@@ -12,7 +12,6 @@ the report.json of the demo that the run belongs to is taken.
 
 import argparse
 import logging
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from detco_d2.config import add_detco_config
 from detco_d2.evaluation.html import page
 from detco_d2.evaluation.run_folder import Run, flatten, read_config, read_scalars, read_warnings
 from detco_d2.files import replacing
+from detco_d2.provenance import command_line
 
 logger = logging.getLogger("detco_d2.report")
 
@@ -54,7 +54,7 @@ def read_run(folder: Path, transfer: list[Path]) -> Run:
         changed=changed_keys(config[1]),
         warnings=read_warnings(folder / "log.txt"),
         transfer=transfer or ([demo] if (demo / "report.json").is_file() else []),
-        command=shlex.join(["python", *sys.argv]),
+        command=command_line(),
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -120,15 +121,21 @@ class HealthHook(HookBase):
             values = [recent(f"{kind}/{first}_{stage}") for stage in self.detco.stage_weights]
             return f"{first} " + "/".join(f"{scale * value:.{digits}f}" for value in values)
 
-        top1s = ", ".join(by_stage("top1", name, 100, 0) for name in self.detco.families)
+        def each(kind: str, firsts: Iterable[str], scale: float = 1, digits: int = 2) -> str:
+            return ", ".join(by_stage(kind, first, scale, digits) for first in firsts)
+
+        families = self.detco.families
         views = dict.fromkeys(view.split("_")[0] for view in self.detco.views if "query" in view)
-        spreads = ", ".join(by_stage("spread", view, 1, 2) for view in views)
+        chance = 100 / (self.queue_length + 1)
         parts = [
             self._progress(storage),
             f"loss {recent('total_loss'):.2f} (chance {self.total_chance:.2f})",
-            f"top-1 % of {'/'.join(self.detco.stage_weights)}: {top1s} "
-            f"(chance {100 / (self.queue_length + 1):.2g})",
-            f"spread {spreads}",
+            f"top-1 % of {'/'.join(self.detco.stage_weights)}: {each('top1', families, 100, 0)} "
+            f"(chance {chance:.2g})",
+            f"top-5 % {each('top5', families, 100, 0)} (chance {min(100.0, 5 * chance):.2g})",
+            f"alignment {each('alignment', families)}",
+            f"uniformity {each('uniformity', views)}",
+            f"spread {each('spread', views)}",
             self._queues(storage),
         ]
         if "images_per_second" in storage.histories():

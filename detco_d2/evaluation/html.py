@@ -231,11 +231,16 @@ def _probes(run: Run) -> str:
         groups.setdefault(f"{content.get('data')}, {halves}, %", []).append(content)
     text = ""
     for caption, members in groups.items():
-        rows = {}
+        rows: dict[str, dict[str, float]] = {}
+        chances: dict[str, float] = {}
         for content in members:
             results = [r for r in _listed(content.get("results")) if isinstance(r, dict)]
             cells = {_column(r): float(r["value"]) for r in results if is_number(r.get("value"))}
             rows[str(content.get("weights"))] = cells
+            if isinstance(chance := content.get("chance"), dict):
+                rates = {_column(r): chance.get(str(r.get("metric")), "") for r in results}
+                chances |= {c: float(v) for c, v in rates.items() if is_number(v)}
+        rows |= {"chance": chances} if chances else {}
         columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
         lines = [
             [escape(weights), *(f"{cells[c]:.1f}" if c in cells else "" for c in columns)]

@@ -19,8 +19,6 @@ from detco_d2.engine.health import HealthHook, ViewsHook, duration
 
 from .test_pretrain import make_trainer
 
-LOGGER = "detco_d2.engine.health"
-
 
 def toy_detco(length=10):
     queue = SimpleNamespace(features=torch.zeros(1, length, 2), num_enqueued=torch.tensor(0))
@@ -45,7 +43,7 @@ def follow(hook, steps, scalars=lambda i: {}, start=0, batch=4):
 
 
 def lines(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    return [record.getMessage() for record in caplog.records if record.module == "health"]
 
 
 @pytest.fixture
@@ -54,12 +52,15 @@ def said(caplog):
     return caplog
 
 
-def test_the_status_line_says_progress_loss_accuracy_spread_queues_and_speed(said):
+def test_the_status_line_says_progress_loss_accuracy_geometry_queues_and_speed(said):
     def scalars(i):
         result = {"total_loss": 5.0 + (i % 2), "time": 2.0, "data_time": 0.5, "lr": 0.0123}
         for k, (family, view) in enumerate((("gg", "global"), ("gl", "local"))):
             for stage, value in (("res4", 0.25), ("res5", 0.5)):
                 result[f"top1/{family}_{stage}"] = value + k / 10
+                result[f"top5/{family}_{stage}"] = value + k / 5
+                result[f"alignment/{family}_{stage}"] = 1 + value
+                result[f"uniformity/{view}_{stage}"] = -3 - value
                 result[f"spread/{view}_{stage}"] = value - k / 10
         return result
 
@@ -72,7 +73,10 @@ def test_the_status_line_says_progress_loss_accuracy_spread_queues_and_speed(sai
     )
     assert lines(said)[2] == (
         "iteration 20 of 300 (6 %), 9 min left | loss 5.50 (chance 20.73) | top-1 % of res4/res5: "
-        "gg 25/50, gl 35/60 (chance 0.1) | spread global 0.25/0.50, local 0.15/0.40 | "
+        "gg 25/50, gl 35/60 (chance 0.1) | top-5 % gg 25/50, gl 45/70 (chance 0.5) | "
+        "alignment gg 1.25/1.50, gl 1.25/1.50 | "
+        "uniformity global -3.25/-3.50, local -3.25/-3.50 | "
+        "spread global 0.25/0.50, local 0.15/0.40 | "
         "queues 8 % full, the loss rises until iteration 250 | 2.0 images/s, waiting for data 25 % "
         f"(raise DATALOADER.NUM_WORKERS if cores are idle) | lr 0.012{memory}"
     )

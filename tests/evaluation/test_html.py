@@ -113,6 +113,7 @@ def write_everything(folder: Path) -> Run:
     for name, value in (("detco", 41.25), ("random", 20.0)):
         probe = {"weights": name, "data": "crops of coco", "num_train": 70, "num_test": 30}
         probe |= {"results": [{**result, "value": value}], "command": f"probe --{name}"}
+        probe["chance"] = {"top-1": 12.5}
         (folder / "probes").mkdir(exist_ok=True)
         (folder / "probes" / f"{name}.json").write_text(json.dumps(probe))
     row = {"mean": 10.0, "std": 1.0, "n": 5}
@@ -137,7 +138,7 @@ def test_everything_that_is_there_is_shown(tmp_path):
     for text in (
         *("60", "of 400 iterations: finished", "about 2 min of training", "on cpu"),
         *("Warnings in the log: 2", "2 x disk", "chance, log(K+1) 5.55", "k-NN top-1, %"),
-        *("crops of coco, 70 + 30 images, %", "41.2", "20.0", "probe --random"),
+        *("crops of coco, 70 + 30 images, %", "41.2", "20.0", "12.5", "probe --random"),
         *("voc/x, %", "15.0 ± 0.5 (", "+5.0", "a demo, %", "run benchmark", "run demo"),
         *("SOLVER.MAX_ITER", "90000", "SOLVER: whole", "2.14.1", "made"),
         *("python pretrain_net.py --resume", "2 processes, cpu"),
