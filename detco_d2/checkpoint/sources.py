@@ -109,23 +109,19 @@ def _collect(state: Mapping[str, Any], layout: str, prefix: str) -> dict[str, st
         return {new: old for new, old in renamed if _is_part(new) and new != "stem.conv1.bias"}
     found = {}
     for name in names:
-        bare: str | None = name[len(prefix) :]
+        bare = name[len(prefix) :]
         if layout == "Sequential":
-            bare = children_to_torchvision(str(bare))
-        if (
-            bare is not None
-            and layout != "Detectron2"
-            and bare.partition(".")[0] in TORCHVISION_PARTS
-        ):
-            bare = torchvision_to_detectron2(bare) or bare
-            found[bare] = name
-        elif bare is not None and layout == "Detectron2" and _is_part(bare):
-            found[bare] = name
+            bare = children_to_torchvision(bare) or ""
+        if layout == "Detectron2":
+            if _is_part(bare):
+                found[bare] = name
+        elif bare.partition(".")[0] in TORCHVISION_PARTS:
+            found[torchvision_to_detectron2(bare) or bare] = name
     if layout == "Detectron2" and prefix == "backbone.":  # a C4 detector keeps res5 elsewhere
         for name in state:
-            if name.startswith(C4_RES5) and not name.startswith(C4_EXTRA_NORM):
-                if not _is_counter(name):
-                    found[name.removeprefix("roi_heads.")] = name
+            is_res5 = name.startswith(C4_RES5) and not name.startswith(C4_EXTRA_NORM)
+            if is_res5 and not _is_counter(name):
+                found[name.removeprefix("roi_heads.")] = name
     return found
 
 
