@@ -156,13 +156,8 @@ def test_each_start_is_noted_with_its_command_and_versions(scenes, tmp_path, cap
     assert len(starts) == 2
     for start in starts:
         assert shlex.split(start["command"]) == ["python", *words[3:]]
-        assert set(start["versions"]) == {
-            "Python",
-            "torch",
-            "torchvision",
-            "detectron2",
-            "detco_d2",
-        }
+        named = {"Python", "torch", "torchvision", "detectron2", "detco_d2", "numpy"}
+        assert named <= set(start["versions"])
         assert start["versions"]["torch"] == torch.__version__
         assert (start["processes"], start["device"]) == (1, "cpu")
         assert datetime.fromisoformat(start["time"]).tzinfo is not None
