@@ -1,8 +1,10 @@
 """Shared fixtures: small configs, a batch of views, scenes, real data where it is given."""
 
+import importlib.util
 import os
 import time
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -39,6 +41,17 @@ TINY = [
 def tiny_config(*settings: object, file: str = "detco.yaml") -> CfgNode:
     """A ResNet-18 DetCo that steps in a fraction of a second."""
     return load_config(file, *TINY, *settings)
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/ as a module, each time anew."""
+    spec = importlib.util.spec_from_file_location(
+        f"tool_{name}", os.path.join(ROOT, "tools", f"{name}.py")
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_batch(images: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:

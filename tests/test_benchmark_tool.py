@@ -1,6 +1,5 @@
 """The benchmark command: it runs what is missing, resumes, skips, and outlives a failed cell."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,17 +7,14 @@ import sys
 
 import pytest
 
-from .conftest import ROOT, load_config
+from .conftest import ROOT, load_config, load_tool
 
 SETTINGS = ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
 
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("tool", os.path.join(ROOT, "tools/benchmark.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("benchmark")
 
 
 @pytest.fixture

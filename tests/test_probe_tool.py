@@ -1,10 +1,8 @@
 """tools/probe.py from rendered images to its table and its file."""
 
-import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from torchvision.models import resnet18
 
 from detco_d2.data.layouts import write_voc
 
-from .conftest import ROOT
+from .conftest import load_tool
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 
@@ -22,9 +20,7 @@ COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 @pytest.fixture
 def probe(monkeypatch):
     """The tool in this process, called with words."""
-    spec = importlib.util.spec_from_file_location("probe", Path(ROOT, "tools", "probe.py"))
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("probe")
     tool.setup_logger = lambda **_: None  # it keeps records from those who listen later
 
     def call(*words):

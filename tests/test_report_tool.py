@@ -1,9 +1,7 @@
 """The command that writes the page, and the page in a real browser where there is one."""
 
 import html
-import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,18 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ROOT, tiny_config
+from .conftest import load_tool, tiny_config
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture(scope="module")
 def tool():
-    file = os.path.join(ROOT, "tools/report.py")
-    spec = importlib.util.spec_from_file_location("report_tool", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("report")
 
 
 @pytest.fixture

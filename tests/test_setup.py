@@ -1,7 +1,5 @@
 """Set-up: where Detectron2 comes from, and what is said when something does not fit."""
 
-import importlib.util
-import os
 import subprocess
 import sys
 
@@ -9,17 +7,13 @@ import pytest
 
 from detco_d2 import compat
 
-from .conftest import ROOT
+from .conftest import ROOT, load_tool
 
 
 @pytest.fixture
 def setup_env(monkeypatch):
     """The set-up script as a module, on a machine with no Detectron2 and no network."""
-    spec = importlib.util.spec_from_file_location(
-        "setup_env", os.path.join(ROOT, "tools", "setup_env.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool("setup_env")
     monkeypatch.delenv("DETECTRON2_SOURCE", raising=False)
     monkeypatch.setattr(module, "existing_site_packages", lambda: [])
     return module

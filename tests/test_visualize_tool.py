@@ -1,6 +1,5 @@
 """The command that draws features: pictures come out, and mistakes are explained."""
 
-import importlib.util
 import os
 import re
 import sys
@@ -11,16 +10,12 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
-from .conftest import ROOT
+from .conftest import load_tool
 
 
 @pytest.fixture(scope="module")
 def tool():
-    file = os.path.join(ROOT, "tools/visualize.py")
-    spec = importlib.util.spec_from_file_location("visualize", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("visualize")
 
 
 @pytest.fixture(scope="module")

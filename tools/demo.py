@@ -40,7 +40,7 @@ from detco_d2.engine.launch import adapt_to_machine
 from detco_d2.engine.output import note_start
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer
-from detco_d2.evaluation.report import METRICS, summarise_transfer, write_report
+from detco_d2.evaluation.transfer_summary import METRICS, summarise_transfer, write_report
 from detco_d2.provenance import command_line, versions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,9 +24,13 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 import detco_d2  # noqa: F401  registers data sets
-from detco_d2.checkpoint.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone
-from detco_d2.checkpoint.handover import load_backbone
-from detco_d2.checkpoint.names import describe_resnet
+from detco_d2.checkpoint.frozen import (
+    STAGES,
+    FrozenBackbone,
+    frozen_backbone,
+    random_backbone,
+    random_backbone_like,
+)
 from detco_d2.data.labelled import KINDS, Labelled, LabelledImages, load_halves
 from detco_d2.evaluation.features import POOLS, Features, extract
 from detco_d2.evaluation.probes import chance, knn, linear, svm
@@ -76,13 +80,9 @@ def build(args: argparse.Namespace, path: str) -> FrozenBackbone:
     """The backbone of a weight file; of "" the random one."""
     if path:
         return frozen_backbone(path, args.stages)
-    depth = args.depth
     if args.weights:
-        shape = describe_resnet(load_backbone(args.weights[0])[0])
-        if shape is None:
-            raise ValueError(f"--random: {args.weights[0]!r} is no ResNet, so has no depth.")
-        depth = shape["DEPTH"]
-    return random_backbone(depth, args.seed, args.stages)
+        return random_backbone_like(args.weights[0], args.seed, args.stages)
+    return random_backbone(args.depth, args.seed, args.stages)
 
 
 def features_of(

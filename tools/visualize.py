@@ -23,9 +23,13 @@ from pathlib import Path
 import numpy as np
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.checkpoint.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone
-from detco_d2.checkpoint.handover import load_backbone
-from detco_d2.checkpoint.names import describe_resnet
+from detco_d2.checkpoint.frozen import (
+    STAGES,
+    FrozenBackbone,
+    frozen_backbone,
+    random_backbone,
+    random_backbone_like,
+)
 from detco_d2.data.datasets import list_images
 from detco_d2.data.decode import UnreadableImage
 from detco_d2.evaluation.feature_drawing import (
@@ -73,15 +77,16 @@ def parse_box(text: str) -> Box:
 def build_backbones(args: argparse.Namespace) -> dict[str, FrozenBackbone]:
     """By name; `random` is as deep as the first weight file."""
     files = [path for _, path in args.weights if path]
-    shape = describe_resnet(load_backbone(files[0])[0]) if files else None
-    depth = shape["DEPTH"] if shape else args.depth
     backbones = {}
     for name, path in args.weights:
         if name in backbones:
             raise ValueError(f"--weights names {name!r} twice; give each a NAME=FILE of its own.")
-        backbones[name] = (
-            frozen_backbone(path, args.stages) if path else random_backbone(depth, 0, args.stages)
-        )
+        if path:
+            backbones[name] = frozen_backbone(path, args.stages)
+        elif files:
+            backbones[name] = random_backbone_like(files[0], 0, args.stages)
+        else:
+            backbones[name] = random_backbone(args.depth, 0, args.stages)
         logger.info("%s: %s", name, backbones[name].source)
     return backbones
 

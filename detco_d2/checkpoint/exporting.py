@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..files import replacing
-from .input_spec import TORCHVISION_SPEC
+from .input_spec import TORCHVISION_SPEC, same
 from .names import detectron2_to_torchvision
 
 AUTHOR = "detco_d2"
@@ -106,7 +106,8 @@ def to_torchvision(
         strange = [name for name in backbone if detectron2_to_torchvision(name) is None]
         raise ValueError(f"torchvision's ResNets have nothing like {strange[:5]}.")
     result = {str(name): tensor for name, tensor in named.items()}
-    wrong = {k: v for k, v in TORCHVISION_SPEC.items() if k in spec and not _same(spec[k], v)}
+    spec = {key: list(v) if isinstance(v, tuple) else v for key, v in spec.items()}
+    wrong = {k: v for k, v in TORCHVISION_SPEC.items() if k in spec and not same(spec[k], v)}
     if wrong:
         seen = ", ".join(f"{key} {spec[key]}" for key in wrong)
         if "MODEL.RESNETS.STRIDE_IN_1X1" in wrong:
@@ -128,12 +129,6 @@ def to_torchvision(
     return result
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, (list, tuple)) and isinstance(b, list):
-        return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b))
-    return a == b
-
-
 def _folded(weight: torch.Tensor, spec: dict[str, Any]) -> torch.Tensor:
     """The first convolution's weight, of shape (C, 3, 7, 7), for torchvision's input.
 
@@ -144,7 +139,7 @@ def _folded(weight: torch.Tensor, spec: dict[str, Any]) -> torch.Tensor:
     mean, std = (torch.tensor(full[f"MODEL.PIXEL_{key}"]).double() for key in ("MEAN", "STD"))
     if full["INPUT.FORMAT"] == "BGR":
         weight, mean, std = weight.flip(1), mean.flip(0), std.flip(0)
-    if not _same(mean.tolist(), TORCHVISION_SPEC["MODEL.PIXEL_MEAN"]):
+    if not same(mean.tolist(), TORCHVISION_SPEC["MODEL.PIXEL_MEAN"]):
         raise ValueError(
             f"MODEL.PIXEL_MEAN {full['MODEL.PIXEL_MEAN']} ({full['INPUT.FORMAT']}) is not "
             "torchvision's, and no convolution can take that up."

@@ -90,3 +90,17 @@ def random_backbone(depth: int, seed: int = 0, stages: Iterable[str] = STAGES) -
         torch.manual_seed(seed)
         model = build_resnet({"DEPTH": depth}, "BN", list(stages))
     return FrozenBackbone(model, TORCHVISION_SPEC, f"random ResNet-{depth}, seed {seed}")
+
+
+def random_backbone_like(
+    path: str, seed: int = 0, stages: Iterable[str] = STAGES
+) -> FrozenBackbone:
+    """A random ResNet as deep as that of a weight file.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`load_backbone`; or the backbone is no ResNet.
+    """
+    shape = describe_resnet(load_backbone(path)[0])
+    if shape is None:
+        raise ValueError(f"{path!r} has no ResNet or ResNeXt, so no depth for a random one.")
+    return random_backbone(shape["DEPTH"], seed, stages)

@@ -34,7 +34,8 @@ def _lookup(cfg: CfgNode, key: str) -> Any:
     return [float(v) for v in cfg] if isinstance(cfg, (list, tuple)) else cfg
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Whether two settings are equal; numbers in lists up to a thousandth."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b))
     return a == b
@@ -47,7 +48,7 @@ def _keys_to_change(wrong: dict[str, Any], wanted: dict[str, Any], settings: dic
     """
     if wrong.keys() & MSRA_SPEC.keys():
         for switch, spec in ((True, wanted), (False, settings)):
-            if all(_same(spec.get(key), value) for key, value in MSRA_SPEC.items()):
+            if all(same(spec.get(key), value) for key, value in MSRA_SPEC.items()):
                 wrong = {key: value for key, value in wrong.items() if key not in MSRA_SPEC}
                 wrong["MODEL.SUPERVISED_BASELINE"] = switch
                 break
@@ -71,7 +72,7 @@ class InputSpec:
         wrong = {
             key: value
             for key, value in state.items()
-            if key in self.settings and not _same(self.settings[key], value)
+            if key in self.settings and not same(self.settings[key], value)
         }
         if wrong:
             lines = [

@@ -24,7 +24,7 @@ def load_report(
         f"{'part':<8}{'wanted':>8}{'found':>8}{'missing':>9}{'other shape':>13}{'coverage':>10}"
     ]
     problems = []
-    total = good = 0
+    totals = [0, 0, 0, 0]  # wanted, found, missing, of another shape
     for part in PARTS:
         names = sorted(name for name in wanted if name.partition(".")[0] == part)
         missing = [name for name in names if name not in found]
@@ -34,26 +34,22 @@ def load_report(
             if name in found and tuple(found[name].shape) != tuple(wanted[name].shape)
         }
         fits = len(names) - len(missing) - len(shapes)
-        total, good = total + len(names), good + fits
-        lines.append(_row(part, len(names), fits, len(missing), len(shapes)))
+        counts = [len(names), fits, len(missing), len(shapes)]
+        totals = [total + count for total, count in zip(totals, counts)]
+        lines.append(_row(part, *counts))
         problems += [f"  missing: {name} {tuple(wanted[name].shape)}" for name in missing]
         problems += [
             f"  other shape: {name} {theirs}, expected {ours}"
             for name, (theirs, ours) in shapes.items()
         ]
-    lines.append(_row("all", total, good, *_rest(problems)))
+    lines.append(_row("all", *totals))
     extra = sorted(set(found) - set(wanted))
     problems += [f"  no place for: {name} {tuple(found[name].shape)}" for name in extra]
     lines += problems
     if unused:
-        counts = ", ".join(f"{group} ({count})" for group, count in unused.items())
-        lines.append(f"not of the backbone, left: {counts}")
-    return "\n".join(lines), 100 * good / total if total else 0.0
-
-
-def _rest(problems: list[str]) -> tuple[int, int]:
-    missing = sum(line.startswith("  missing") for line in problems)
-    return missing, len(problems) - missing
+        others = ", ".join(f"{group} ({count})" for group, count in unused.items())
+        lines.append(f"not of the backbone, left: {others}")
+    return "\n".join(lines), 100 * totals[1] / totals[0] if totals[0] else 0.0
 
 
 def _row(part: str, wanted: int, fits: int, missing: int, shapes: int) -> str:

@@ -30,6 +30,9 @@ Image.init()  # otherwise Pillow knows its rarer formats only after it has met a
 _WANTED = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 
+# Where no config says otherwise: the defaults of INPUT.DETCO (MAX_PIXELS is Pillow's own limit).
+MIN_SIDE, MAX_PIXELS = 16, 89478485
+
 _ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

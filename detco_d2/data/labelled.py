@@ -28,14 +28,13 @@ from torchvision.transforms import functional as TF
 from .build import map_seeded, mix_seed, pack_images
 from .check import check_datasets
 from .datasets import list_images, register_by_name, seeded_subset
-from .decode import UnreadableImage, decode_image
+from .decode import MAX_PIXELS, UnreadableImage, decode_image
 from .views import RATIO
 
 KINDS = ("crops", "images")
 _VIEW = 20  # a kind of draw, see mix_seed
 _TEST_SHARE = 0.25
 _CONTEXT = 0.1  # of a box's longer side, on each side of a crop
-_MAX_PIXELS = 89478485  # Pillow's own limit
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +106,7 @@ class LabelledImages(torch.utils.data.Dataset):
 def _decode(path: str) -> Image.Image | None:
     try:
         with PathManager.open(path, "rb") as file:
-            return decode_image(file, min_side=1, max_pixels=_MAX_PIXELS)
+            return decode_image(file, min_side=1, max_pixels=MAX_PIXELS)
     except (UnreadableImage, OSError, ValueError):
         return None
 

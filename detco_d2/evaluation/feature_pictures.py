@@ -18,12 +18,11 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from ..data.decode import UnreadableImage, decode_image
+from ..data.decode import MAX_PIXELS, MIN_SIDE, UnreadableImage, decode_image
 from ..data.photometric import apply_exact
 from ..data.views import RATIO, ViewDraw, ViewSettings
 
 Box = tuple[float, float, float, float]
-_MIN_SIDE, _MAX_PIXELS = 16, 89478485  # the defaults of INPUT.DETCO
 _BATCH = 16  # images that pass a backbone together
 
 
@@ -35,7 +34,7 @@ def read_square(path: str, size: int) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
-            image = decode_image(file, min_side=_MIN_SIDE, max_pixels=_MAX_PIXELS)
+            image = decode_image(file, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
     except (OSError, UnreadableImage) as error:
         raise UnreadableImage(str(error), path) from error
     side = min(image.size)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from detco_d2.evaluation.report import summarise_transfer, write_report
+from detco_d2.evaluation.transfer_summary import summarise_transfer, write_report
 
 RUNS = [
     {"init": "random", "seed": 0, "AP": 10.0, "AP50": 30.0, "AP75": 5.0},
