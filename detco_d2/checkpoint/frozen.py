@@ -37,7 +37,7 @@ class FrozenBackbone(nn.Module):
         self.channels = {name: shape.channels for name, shape in backbone.output_shape().items()}
         self.source = source
         for name in ("pixel_mean", "pixel_std"):
-            value = torch.tensor(spec[f"MODEL.{name.upper()}"], dtype=torch.float32)
+            value = torch.tensor(spec[f"MODEL.{name.upper()}"], dtype=torch.float64)
             self.register_buffer(name, value.view(-1, 1, 1), persistent=False)
         self.eval()
 
@@ -54,10 +54,12 @@ class FrozenBackbone(nn.Module):
         Returns:
             the feature map of each stage, of shape (N, C, H / stride, W / stride).
         """
-        images = images.to(self.pixel_mean.device, self.pixel_mean.dtype)
+        weight = next(self.backbone.parameters())
+        images = images.to(weight.device, weight.dtype)
         if self.is_bgr:
             images = images.flip(1)
-        return self.backbone((images - self.pixel_mean) / self.pixel_std)
+        mean, std = self.pixel_mean.to(images.dtype), self.pixel_std.to(images.dtype)
+        return self.backbone((images - mean) / std)
 
 
 def frozen_backbone(path: str, stages: Iterable[str] = STAGES) -> FrozenBackbone:

@@ -147,14 +147,13 @@ def test_features_of_real_photographs_are_those_of_the_library(real_data, tmp_pa
     for file in sorted(os.listdir(folder))[:3]:
         pixels = np.array(Image.open(os.path.join(folder, file)).convert("RGB"))
         images = torch.from_numpy(pixels).permute(2, 0, 1)[None, :, :224, :224]
-        mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        x = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1).double()) / torch.tensor(
-            std
-        ).view(3, 1, 1).double()
+        mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
+        x = (images.double() / 255 - mean) / std
         with torch.no_grad():
             expected = features_of(source.double(), x)
         found = backbone.double()(images)
-        compare(found, expected, rtol=1e-5)  # the mean of 255 x 0.485 is a float32 on our side
+        compare(found, expected)
 
 
 def test_a_safetensors_file_says_its_settings_and_timm_reads_one(tmp_path):
