@@ -225,6 +225,8 @@ def register_coco_subset(name: str, count: int, seed: int, folder: str) -> str:
     file = Path(folder, f"{subset}.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
-    if subset not in DatasetCatalog.list():
-        register_coco_instances(subset, {}, str(file), metadata.image_root)
+    if subset in DatasetCatalog.list():  # registered before, and its file may lie elsewhere
+        DatasetCatalog.remove(subset)
+        MetadataCatalog.remove(subset)
+    register_coco_instances(subset, {}, str(file), metadata.image_root)
     return subset

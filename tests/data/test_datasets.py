@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,17 @@ def test_a_coco_subset_keeps_its_images_annotations(tmp_path, scenes):
     kept = DatasetCatalog.get(subset)
     assert len(kept) == 5
     assert all(len(d["annotations"]) == len(whole[d["file_name"]]) for d in kept)
+
+
+def test_a_coco_subset_registered_again_reads_its_new_file(tmp_path, scenes):
+    name = register_scenes(scenes, "train")
+    DatasetCatalog.get(name)
+    first = register_coco_subset(name, 4, 7, str(tmp_path / "first"))
+    images = DatasetCatalog.get(first)
+    shutil.rmtree(tmp_path / "first")
+    assert register_coco_subset(name, 4, 7, str(tmp_path / "second")) == first
+    assert DatasetCatalog.get(first) == images
+    assert MetadataCatalog.get(first).json_file == str(tmp_path / "second" / f"{first}.json")
 
 
 def test_a_voc_folder_brings_its_own_classes(tmp_path):
