@@ -32,6 +32,11 @@ _FIXED = (
     *("MODEL.DETCO.LOCAL_HIDDEN_DIMS", "MODEL.DETCO.HEAD_NORM", "MODEL.DETCO.QUEUE_LENGTH"),
 )
 _BATCH_NORMS = ("BN", "SyncBN", "naiveSyncBN")  # which of them, the machine decides
+# What a run leaves beside its checkpoints, and what the next one would take for its own.
+_RECORDS = (
+    *("metrics.json", "run.json", "log.txt*", "events.out.tfevents.*", "views/iteration_*.png"),
+    *("bad_images.txt", "wandb_run_id"),
+)
 # How torchrun and SLURM count the restarts of a job, which must not remove their own beginning.
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
@@ -45,7 +50,7 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
     Args:
         cfg: of this run, merged.
         resume: `--resume`: there must be a run, whose config may differ in what a checkpoint bears.
-        overwrite: `--overwrite`: a run that is there is removed.
+        overwrite: `--overwrite`: a run that is there is removed, with its curves, logs and views.
 
     Raises:
         FileNotFoundError: `--resume` without a checkpoint, or none that is there is intact.
@@ -59,6 +64,9 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
     is_restart = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
     if overwrite and not is_restart:
         remove_checkpoints(folder, keep=0)
+        for pattern in _RECORDS:
+            for file in folder.glob(pattern):
+                file.unlink()
         return False
     if not find_checkpoints(folder):
         if resume:

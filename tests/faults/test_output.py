@@ -73,14 +73,20 @@ def test_a_resume_into_another_model_is_refused(tmp_path, settings):
 
 def test_overwriting_removes_the_old_run_but_never_after_a_restart(tmp_path, monkeypatch):
     a_run(tmp_path)
-    (tmp_path / "notes.txt").write_text("the user's")
+    kept = ["notes.txt", "probes", "views"]
+    for name in ("notes.txt", "probes/mine.json", "views/mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("the user's")
+    records = ["metrics.json", "run.json", "log.txt", "log.txt.rank1", "wandb_run_id"]
+    for name in (*records, "events.out.tfevents.1.host.2.3", "views/iteration_0000000.png"):
+        (tmp_path / name).write_text("the old run's")
     with pytest.raises(ValueError, match="pass one of them"):
         ask(tmp_path, resume=True, overwrite=True)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert ask(tmp_path, overwrite=True) is True
+    assert ask(tmp_path, overwrite=True) is True and (tmp_path / "metrics.json").exists()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert ask(tmp_path, overwrite=True) is False
-    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == kept and os.listdir(tmp_path / "views") == ["mine.png"]
 
 
 def test_checkpoints_without_a_config_or_all_damaged_are_not_passed_over(tmp_path):
