@@ -5,7 +5,7 @@ Every mistake becomes one error that names the file or the pair, what was seen a
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -57,6 +57,15 @@ def lookup(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a nested mapping, with dots, and its value; tuples as YAML's lists."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 _MAX_FILES = 50  # of a chain of _BASE_ files, which can be made to branch for ever

@@ -23,11 +23,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
@@ -35,6 +33,7 @@ from detectron2.utils.logger import setup_logger
 from detco_d2.checkpoint.handover import input_spec_of
 from detco_d2.checkpoint.input_spec import MSRA_SPEC
 from detco_d2.config import apply_supervised_baseline, load_config
+from detco_d2.config_files import flatten
 from detco_d2.data.datasets import prepare_datasets
 from detco_d2.evaluation.benchmark import (
     Cell,
@@ -126,20 +125,11 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     cfg.merge_from_list(more)
     apply_supervised_baseline(cfg)
     prepare_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    identity = dict(flatten(cfg))
+    identity = dict(flatten(json.loads(json.dumps(cfg))))
     identity.update({"weights": file_digest(path), "MODEL.WEIGHTS": Path(path).name})
     for key in IRRELEVANT:
         identity.pop(key)
     return [*settings, *more], identity
-
-
-def flatten(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config and its value as JSON keeps it."""
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.loads(json.dumps(value))
 
 
 def run_cell(args: argparse.Namespace, cell: Cell, settings: list[str]) -> bool:

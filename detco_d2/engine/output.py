@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..checkpoint.saving import find_checkpoints, newest_intact, remove_checkpoints
+from ..config_files import flatten
 from ..files import replacing
 from ..provenance import command_line, versions
 
@@ -157,19 +158,15 @@ def _differences(checkpoint: Path, cfg: CfgNode) -> list[tuple[str, Any, Any]] |
     text = data.get("trainer", {}).get("config")
     if not isinstance(text, str):
         return None
-    before, now = (_flat(yaml.safe_load(config)) for config in (text, cfg.dump()))
+    before, now = (
+        {
+            key: "BN" if value in _BATCH_NORMS else value
+            for key, value in flatten(yaml.safe_load(config))
+        }
+        for config in (text, cfg.dump())
+    )
     return [
         (key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(_FREE)
     ]
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[f"{prefix}{key}"] = "BN" if value in _BATCH_NORMS else value
-    return result

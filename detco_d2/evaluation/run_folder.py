@@ -4,12 +4,14 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..config_files import flatten
 
 FAMILIES = {"gg": "global-global", "gl": "global-local", "ll": "local-local"}
 Curves = dict[str, list[tuple[int, float]]]
@@ -91,15 +93,6 @@ def read_config(file: Path) -> tuple[str, dict[str, Any]]:
         return text, dict(flatten(yaml.safe_load(text) or {}))
     except (yaml.YAMLError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is no config: {error}") from error
-
-
-def flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a nested mapping, with dots, and its value; tuples as YAML's lists."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def latest(points: list[tuple[int, float]], count: int = 5) -> float:

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from detco_d2.config_files import flatten
 from detco_d2.evaluation.run_folder import (
     Run,
-    flatten,
     health,
     latest,
     read_config,
