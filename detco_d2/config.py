@@ -126,8 +126,8 @@ def add_detco_config(cfg: CfgNode) -> None:
 
     # In pretraining: top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
     # (docs/probes.md). DATASET: a folder of class folders, or a detection data set whose boxes are
-    # cut out; "" is off. PERIOD: iterations between two evaluations, of which the last iteration
-    # always has one; 0: that one alone.
+    # cut out; "" is off. PERIOD: iterations between two evaluations, the first before training; the
+    # last iteration always has one; 0: that one alone.
     cfg.TEST.KNN = CfgNode()
     cfg.TEST.KNN.DATASET = ""
     cfg.TEST.KNN.PERIOD = 0

@@ -56,14 +56,22 @@ class KNNHook(HookBase):
         if self.cfg.TEST.KNN.DATASET:
             self.halves = list(load_knn_halves(self.cfg))
 
+    def before_step(self) -> None:
+        if self.halves and self.cfg.TEST.KNN.PERIOD > 0 and self.trainer.iter == 0:
+            self.evaluate("before training")
+
     def after_step(self) -> None:
         done, period = self.trainer.iter + 1, self.cfg.TEST.KNN.PERIOD
         is_due = period > 0 and done % period == 0
         if self.halves and (is_due or done == self.trainer.max_iter):
-            self.evaluate()
+            self.evaluate(f"at iteration {self.trainer.iter}")
 
-    def evaluate(self) -> None:
-        """One evaluation; every process has to call it."""
+    def evaluate(self, when: str) -> None:
+        """One evaluation; every process has to call it.
+
+        Args:
+            when: it is, for the log.
+        """
         started = time.perf_counter()
         model = self.trainer.model
         backbone = _frozen_copy(getattr(model, "module", model).query_encoder.backbone, self.cfg)
@@ -81,8 +89,8 @@ class KNNHook(HookBase):
         }
         self.trainer.storage.put_scalars(**found, smoothing_hint=False)
         logger.info(
-            "k-NN at iteration %d: %s (chance %.1f %%; %d images among %d, %.0f s)",
-            self.trainer.iter,
+            "k-NN %s: %s (chance %.1f %%; %d images among %d, %.0f s)",
+            when,
             ", ".join(f"{name[len('knn/') :]} {value:.1f} %" for name, value in found.items()),
             chance(y, test_y)["top-1"],
             *(len(test_y), len(y), time.perf_counter() - started),

@@ -1,5 +1,6 @@
 """Nearest neighbours while training: what they say, and that training does not see them."""
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detco_d2.checkpoint.frozen import frozen_backbone
+from detco_d2.checkpoint.frozen import FrozenBackbone, frozen_backbone
+from detco_d2.checkpoint.input_spec import InputSpec
 from detco_d2.data.labelled import LabelledImages
 from detco_d2.engine.knn import KNNHook, load_knn_halves
 from detco_d2.engine.pretrain import check_run
@@ -59,13 +61,29 @@ def test_the_class_is_found_in_colours_at_every_stage_and_period(scenes, colours
     settings = ["TEST.KNN.DATASET", colours, "TEST.KNN.PERIOD", 2, "TEST.KNN.NEIGHBOURS", 5]
     with caplog.at_level(logging.INFO, "detco_d2"):
         make_trainer(scenes, tmp_path, 3, *settings).train()
-    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("k-NN at")]
-    assert [text.split(":")[0] for text in said] == ["k-NN at iteration 1", "k-NN at iteration 2"]
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("k-NN ")]
+    times = ["before training", "at iteration 1", "at iteration 2"]
+    assert [text.split(":")[0] for text in said] == [f"k-NN {time}" for time in times]
     assert "6 images among 18" in said[0] and "chance" in said[0]
     last = read_metrics(tmp_path)[2]  # the writers' period is 20: of several they write the last
     for stage in ("res2", "res3", "res4", "res5"):
         assert f"{stage} 100.0 %" in said[0]
         assert last[f"knn/{stage}"] == 100
+
+
+def test_what_random_weights_know_is_the_first_value_and_comes_once(scenes, boxes, tmp_path):
+    settings = ["TEST.KNN.DATASET", boxes, "TEST.KNN.PERIOD", 50]
+    trainer = make_trainer(scenes, tmp_path, 21, *settings)
+    start = FrozenBackbone(
+        copy.deepcopy(trainer.model.query_encoder.backbone), InputSpec(trainer.cfg).settings, ""
+    )
+    trainer.train()
+    assert read_metrics(tmp_path)[0]["knn/res3"] == value_of(start, boxes, "res3")
+    resumed = make_trainer(scenes, tmp_path, 22, *settings)
+    resumed.resume_or_load(resume=True)
+    resumed.train()
+    found = [i for i, line in read_metrics(tmp_path).items() if "knn/res3" in line]
+    assert found == [0, 20, 21]
 
 
 def test_without_a_period_the_last_iteration_alone_is_evaluated(scenes, colours, tmp_path):
@@ -90,8 +108,11 @@ def boxes(scenes):
 
 
 def value_of_saved_weights(folder, data, stage):
+    return value_of(frozen_backbone(str(folder / "model_final.pth")), data, stage)
+
+
+def value_of(backbone, data, stage):
     halves = load_knn_halves(tiny_config("TEST.KNN.DATASET", data))
-    backbone = frozen_backbone(str(folder / "model_final.pth"))
     (x, n), (test_x, m) = (extract(backbone, LabelledImages(half, 48)) for half in halves)
     y, test_y = (torch.from_numpy(half.labels)[i] for half, i in zip(halves, (n, m)))
     return knn(x["average", stage], y, test_x["average", stage], test_y)
