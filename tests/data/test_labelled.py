@@ -11,9 +11,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from detco_d2.data.labelled import LabelledImages, _decode, _square, class_counts, load_halves
+from detco_d2.data.layouts import write_voc
 from detco_d2.data.synthetic import register_scenes
-
-from ..layouts import write_voc
 
 
 def save(file, colour=(0, 0, 0), size=(40, 30)):

@@ -15,9 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from detco_d2.data.cityscapes import make_train_id_files
+from detco_d2.data.layouts import write_cityscapes, write_coco, write_voc
 from detco_d2.data.synthetic import draw_scenes
-
-from .layouts import write_cityscapes, write_coco, write_voc
 
 TRAINED = [label for label in labels if not label.ignoreInEval]
 DATA_SETS = [

@@ -18,7 +18,7 @@ import pycocotools.mask as mask_util
 from detectron2.data.datasets import builtin_meta
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
 
-from detco_d2.data.synthetic import draw_scenes, write_coco_annotations
+from .synthetic import draw_scenes, write_coco_annotations
 
 Size = tuple[int, int]  # height and width in pixels
 Objects = list[dict[str, Any]]  # annotations as of render_scene
