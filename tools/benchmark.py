@@ -125,7 +125,7 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     cfg.merge_from_list(more)
     apply_supervised_baseline(cfg)
     prepare_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    identity = dict(flatten(json.loads(json.dumps(cfg))))
+    identity = dict(flatten(json.loads(json.dumps(cfg))))  # values as JSON keeps them
     identity.update({"weights": file_digest(path), "MODEL.WEIGHTS": Path(path).name})
     for key in IRRELEVANT:
         identity.pop(key)

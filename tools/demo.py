@@ -37,7 +37,7 @@ from detco_d2.data.datasets import (
     register_voc_folder,
 )
 from detco_d2.engine.launch import adapt_to_machine
-from detco_d2.engine.output import check_output_dir, note_start
+from detco_d2.engine.output import note_start, remove_run
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer
 from detco_d2.evaluation.transfer_summary import METRICS, summarise_transfer, write_report
@@ -94,7 +94,8 @@ def pretrain(args: argparse.Namespace, names: list[str]) -> tuple[str, CfgNode]:
     cfg.merge_from_list(args.opts)
     seed_all_rng(cfg.SEED)
     folder = Path(cfg.OUTPUT_DIR)
-    check_output_dir(cfg, resume=False, overwrite=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_run(folder)  # of an earlier demo
     (folder / "config.yaml").write_text(cfg.dump())
     trainer = PretrainTrainer(cfg)
     note_start(cfg)

@@ -64,10 +64,7 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
         raise ValueError("--resume continues a run and --overwrite removes it; pass one of them.")
     is_restart = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
     if overwrite and not is_restart:
-        remove_checkpoints(folder, keep=0)
-        for pattern in _RECORDS:
-            for file in folder.glob(pattern):
-                file.unlink()
+        remove_run(folder)
         return False
     if not find_checkpoints(folder):
         if resume:
@@ -104,6 +101,14 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
     if changed:
         logger.warning("The run goes on with another config:\n%s", lines)
     return True
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the checkpoints of a run, its curves, logs and views; all other files stay."""
+    remove_checkpoints(folder, keep=0)
+    for pattern in _RECORDS:
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def note_start(cfg: CfgNode) -> None:
