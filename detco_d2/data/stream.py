@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from ..compat import build_train_loader
 from .decode import UnreadableImage
 
-_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws; shards.py has 2 to 4
+_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws; tar.py has 2 to 4
 _MAX_UNREADABLE = 100  # in a row: this is no damaged file, but a damaged folder
 
 

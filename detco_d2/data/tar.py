@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from .datasets import IMAGE_EXTENSIONS
 from .stream import collate_views, map_readable, mix_seed
 
-_ORDER, _BUFFER, _VIEWS = 2, 3, 4  # kinds of draws; build.py has the others
+_ORDER, _BUFFER, _VIEWS = 2, 3, 4  # kinds of draws; stream.py has the others
 
 logger = logging.getLogger(__name__)
 
