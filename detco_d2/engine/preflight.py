@@ -1,4 +1,7 @@
-"""Every check before the start: weights, images, batch, W&B, and what OUTPUT_DIR holds."""
+"""Every check before the start: weights, images, batch, W&B, and what OUTPUT_DIR holds.
+
+Shards and k-NN are imported where they are checked: fine-tuning needs neither.
+"""
 
 import importlib.util
 import logging
@@ -14,7 +17,6 @@ from detectron2.config import CfgNode
 
 from ..config_files import flatten
 from ..data.datasets import load_images, prepare_datasets
-from ..data.tar import is_shard_name, list_shards
 from ..weights.saving import find_checkpoints, newest_intact
 from .record import remove_run
 
@@ -59,9 +61,11 @@ def check_run(cfg: CfgNode, processes: int) -> None:
     """
     check_wandb(cfg)
     if cfg.TEST.KNN.DATASET:
-        from .knn import load_knn_halves  # and all that it needs, only where it is asked for
+        from .knn import load_knn_halves
 
         load_knn_halves(cfg)
+    from ..data.tar import is_shard_name, list_shards
+
     names, workers = cfg.DATASETS.TRAIN, max(1, cfg.DATALOADER.NUM_WORKERS)
     check_images(names)
     if any(is_shard_name(name) for name in names):
@@ -96,6 +100,8 @@ def check_images(names: Sequence[str]) -> None:
         ValueError, FileNotFoundError, ImportError: see :func:`list_shards` and
             :func:`prepare_datasets`.
     """
+    from ..data.tar import is_shard_name, list_shards
+
     if any(is_shard_name(name) for name in names):
         list_shards(names)
     else:
