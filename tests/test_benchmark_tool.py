@@ -28,19 +28,19 @@ class FakeTraining:
     def __init__(self):
         self.commands, self.fails, self.cut = [], set(), set()
 
-    def __call__(self, command, stdout, stderr):
+    def __call__(self, command, console, progress):
         folder = command[command.index("OUTPUT_DIR") + 1]
         self.commands.append(command)
         number = len(self.commands)
         if number in self.fails:
-            stdout.write("RuntimeError: out of memory\\n")
-            return subprocess.CompletedProcess(command, 1)
+            console.write_text("RuntimeError: out of memory\n")
+            return 1
         if number in self.cut:
             open(os.path.join(folder, "last_checkpoint"), "w").close()
             raise KeyboardInterrupt
         with open(os.path.join(folder, "results.json"), "w") as file:
             json.dump({"bbox": {"AP": number, "AP50": 50.0, "AP75": 5.0}}, file)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     def pairs(self, number):
         opts = self.commands[number - 1]
@@ -51,7 +51,7 @@ class FakeTraining:
 def bench(tool, voc, tmp_path, monkeypatch):
     """Run the command on four cells: random twice, for two seeds, on half and on all images."""
     fake = FakeTraining()
-    monkeypatch.setattr(tool.subprocess, "run", fake)
+    monkeypatch.setattr(tool, "run_training", fake)
     suite = os.path.join(ROOT, "configs", "quick", "retinanet_R_18_FPN.yaml")
     line = f"--suite {suite} --init random --seeds 2 --voc {voc} --fraction 0.5 --fraction 1"
 
@@ -171,7 +171,7 @@ def test_a_cell_runs_for_real_and_again_from_its_checkpoint(voc, tmp_path):
         cell.unlink()  # as if it had been cut off in its last evaluation
     assert found[0] == found[1]
     assert "Starting training from iteration 2" in (cell.parent / "log.txt").read_text()
-    assert (tmp_path / "curves.png").is_file()
+    assert (tmp_path / "bars.png").is_file()
 
 
 def test_missing_data_ends_both_entry_scripts_before_a_process_starts(tmp_path):

@@ -1,36 +1,56 @@
-"""The main job from end to end, on rendered scenes, with steps enough to see that it runs."""
+"""The main job from end to end, with steps enough to see that it runs."""
 
-import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from detco_d2.data.synthetic import write_scenes
+
 from .conftest import ROOT
 
 
-@pytest.mark.parametrize("images", ["rendered", pytest.param("a folder", marks=pytest.mark.slow)])
-def test_the_main_job_ends_with_its_report(tmp_path, scenes, images):
-    command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "demo.py")]
-    command += ["--output", str(tmp_path), "--pretrain-iters", "2", "--finetune-iters", "2"]
-    command += ["--images", os.path.join(scenes, "train")] if images == "a folder" else []
-    environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
-    curves = tmp_path / "pretrain" / "metrics.json"
-    curves.parent.mkdir()
-    curves.write_text('{"iteration": 900, "total_loss": 1.0}\n')  # of a longer demo before
-    settings = ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
-    done = subprocess.run(
-        [*command, *settings], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [run["init"] for run in report["runs"]] == ["random", "DetCo"]
-    assert "| DetCo |" in done.stdout
-    page = (tmp_path / "report.html").read_text()
-    shown = ("iteration 0000000", "pca", "neighbours", "match", "detections of DetCo")
-    assert [name for name in shown if f"{name}</figcaption>" not in page] == []
-    assert page.count("<td>DetCo</td>") == 1
-    assert (tmp_path / "backbone.pth").is_file() and '"iteration": 900' not in curves.read_text()
+def demo(folder, *words):
+    command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "demo.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.mark.parametrize("images", ["a folder", pytest.param("rendered", marks=pytest.mark.slow)])
+def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
+    words = ["--output", "out", "--pretrain-iters", "2", "--finetune-iters", "2"]
     if images == "a folder":
-        assert os.path.join(scenes, "train") in report["description"]
+        write_scenes(str(tmp_path), "my photos", 40, seed=0, size=(96, 128))
+        words += ["--images", "my photos"]
+    earlier = tmp_path / "out/pretrain/metrics.json", tmp_path / "out/cells/old/cell.json"
+    for file in earlier:  # of a longer demo before
+        file.parent.mkdir(parents=True)
+        file.write_text('{"iteration": 900, "total_loss": 1.0}\n')
+    done = demo(tmp_path, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '"iteration": 900' not in earlier[0].read_text() and not earlier[1].exists()
+    said = [line for line in done.stdout.splitlines() if line.startswith(sys.executable)]
+    scripts = [os.path.relpath(shlex.split(line)[1], ROOT) for line in said]
+    assert scripts == [
+        "pretrain_net.py",
+        "tools/benchmark.py",
+        "tools/visualize.py",
+        "tools/visualize.py",
+        "tools/report.py",
+    ]
+    assert ("MODEL.DETCO.QUEUE_LENGTH 20" in said[0]) == (images == "a folder")
+    end = done.stdout[done.stdout.index("[5/5]") :]
+    assert "| random " in end and "| DetCo " in end and end.endswith("out/report.html\n")
+    page = (tmp_path / "out/report.html").read_text()
+    shown = ("iteration 0000000", "pca", "neighbours", "detections", "bars")
+    assert [name for name in shown if f"{name}</figcaption>" not in page] == []
+    assert page.index('id="results"') < page.index('id="summary"')
+
+
+def test_a_step_that_fails_ends_the_demo_and_is_named(tmp_path):
+    done = demo(tmp_path, "--images", str(tmp_path / "absent"))
+    assert done.returncode == 1 and "demo: " in done.stderr and "absent" in done.stderr
+    (tmp_path / "a.png").write_bytes(b"no image")
+    done = demo(tmp_path, "--images", ".", "--output", "out")
+    assert done.returncode == 1 and "step 1, pretrain_net.py, ended with exit code 1" in done.stderr

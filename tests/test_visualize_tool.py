@@ -7,10 +7,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 from torchvision.models import resnet18
 
-from .conftest import load_tool
+from detco_d2.data.synthetic import register_scenes
+from detco_d2.engine.transfer import TransferTrainer
+from detco_d2.reports import detections
+from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.input_spec import InputSpec
+
+from .conftest import load_config, load_tool
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +54,32 @@ def call(tool, monkeypatch, *words):
 def test_all_pictures_appear_beside_the_weights(tool, monkeypatch, weights, photos, caplog):
     names = ["--weights", "random", "--weights", f"a $name$={weights}"]
     call(tool, monkeypatch, "all", *names, "--images", photos)
+    assert "Skipped: Cannot read the image" in caplog.text and "broken.png" in caplog.text
     folder = weights.parent / "pictures"
-    assert sorted(os.listdir(folder)) == ["match.png", "neighbours.png", "pca.png"]
+    assert sorted(os.listdir(folder)) == ["neighbours.png", "pca.png"]
     sizes = {file.stem: Image.open(file).size for file in folder.iterdir()}
     assert sizes["pca"] == (5 * 200 + 40, 8 * 200 + 50)  # image and stages; images x weights
     assert sizes["neighbours"] == (4 * 200 + 40, 4 * 225 + 50)  # query and three; weights x stages
     assert all(np.asarray(Image.open(file).convert("L")).std() > 20 for file in folder.iterdir())
 
 
-def test_random_is_as_deep_as_the_weights_beside_it(tool, monkeypatch, weights, photos, caplog):
+def test_random_is_as_deep_as_the_weights_beside_it(tool, monkeypatch, weights, photos):
     seen = {}
-    monkeypatch.setitem(
-        tool.KINDS, "pca", (lambda args, backbones: seen.update(backbones) or "", ["res5"], 1)
-    )
-    names = ["--weights", "random", "--weights", weights]
-    call(tool, monkeypatch, "pca", *names, "--images", photos)
+
+    def note(args, file):
+        seen.update(
+            {name: tool.build_backbone(args, args.weights[name], ["res5"]) for name in args.weights}
+        )
+
+    monkeypatch.setitem(tool.KINDS, "pca", note)
+    call(tool, monkeypatch, "pca", "--weights", "random", "--weights", weights, "--images", photos)
     assert list(seen) == ["random", weights.parent.name]
     assert [backbone.channels["res5"] for backbone in seen.values()] == [512, 512]
 
 
 def test_the_nearest_image_to_a_query_is_its_copy(tool, monkeypatch, weights, photos, tmp_path):
     rows = []
-    monkeypatch.setattr(tool, "draw_neighbours", lambda path, query, drawn: rows.extend(drawn))
+    monkeypatch.setattr(tool, "plot_neighbours", lambda path, query, drawn: rows.extend(drawn))
     copy = tmp_path / "copy.png"
     Image.open(photos / "b.png").save(copy)
     words = ["--images", photos, "--query", copy, "--stages", "res4", "--count", "2"]
@@ -78,32 +90,47 @@ def test_the_nearest_image_to_a_query_is_its_copy(tool, monkeypatch, weights, ph
     assert second.similarity < 0.9999
 
 
-def test_two_given_images_are_matched_cell_by_cell(tool, monkeypatch, weights, photos, tmp_path):
-    panels = []
-    monkeypatch.setattr(tool, "draw_matches", lambda path, title, rows: panels.extend(rows[0]))
-    words = ["--pair", photos / "c.png", photos / "c.png", "--stages", "res3", "--lines", "10"]
-    call(tool, monkeypatch, "match", "--weights", weights, *words, "--output", tmp_path)
-    (panel,) = panels
-    assert panel.right is None and panel.places[0].shape == (10, 2)
-    assert (panel.places[0] == panel.places[1]).all()
+@pytest.fixture(scope="module")
+def detector(scenes, tmp_path_factory):
+    """An output folder of train_net.py, of an earlier version that had another key."""
+    folder = tmp_path_factory.mktemp("detector")
+    cfg = load_config("quick/faster_rcnn_R_18_FPN.yaml", "MODEL.ROI_HEADS.NUM_CLASSES", 4)
+    cfg.DATASETS.TEST = (register_scenes(scenes, "test"),)
+    cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16, 16
+    model = TransferTrainer.build_model(cfg)
+    BackboneCheckpointer(model, str(folder), input_spec=InputSpec(cfg)).save("model_final")
+    (folder / "config.yaml").write_text(cfg.dump() + "OF_ANOTHER_VERSION: 1\n")
+    return folder
 
 
-def test_views_of_images_are_judged(tool, monkeypatch, weights, photos, tmp_path, caplog):
-    words = ["--images", photos, "--stages", "res2", "--count", "1", "--output", tmp_path]
-    call(tool, monkeypatch, "match", "--weights", weights, *words)
-    assert "over 4 images" in caplog.text and (tmp_path / "match.png").is_file()
-    assert "Skipped: Cannot read the image" in caplog.text and "broken.png" in caplog.text
+def test_detections_are_drawn_beside_the_labels(
+    tool, monkeypatch, detector, scenes, photos, tmp_path
+):
+    rows = []
+
+    def note(axis, picture):
+        rows.append(picture)
+
+    monkeypatch.setattr(detections, "show_picture", note)
+    words = ["detections", "--weights", f"a={detector}/model_final.pth", "--output", tmp_path]
+    call(tool, monkeypatch, *words, "--count", 3)
+    assert len(rows) == 6 and (tmp_path / "detections.png").is_file()
+    first = read_image(DatasetCatalog.get(f"scenes_test@{scenes}")[0]["file_name"], "RGB")
+    assert rows[0].shape == first.shape and (rows[0] != first).any()  # with boxes on it
+    call(tool, monkeypatch, *words, "--images", photos / "a.png")
+    assert len(rows) == 7 and rows[6].shape == (80, 100, 3)
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
         (["pca", "--weights", "random", "--output", "x"], "--images names no file or folder"),
-        (["pca", "--weights", "random", "--images", "PHOTOS"], "--output must name a folder"),
+        (["pca", "--weights", "random", "--images", "PHOTOS"], "names no file"),
+        (["detections", "--weights", "random", "--weights", "WEIGHTS"], "has learnt no boxes"),
+        (["detections", "--weights", "WEIGHTS"], "config.yaml"),
         (["pca", "--weights", "WEIGHTS", "--images", "absent"], "absent.* is not there"),
         (["pca", "--weights", "a=/no/file.pth", "--images", "PHOTOS"], "/no/file.pth"),
         (["pca", "--weights", "WEIGHTS", "--images", "PHOTOS/broken.png"], "broken.png"),
-        (["match", "--weights", "WEIGHTS", "--pair", "/no/a.jpg", "/no/b.jpg"], "/no/a.jpg"),
         (["pca", "--weights", "WEIGHTS", "--weights", "WEIGHTS", "--images", "PHOTOS"], "twice"),
         (["neighbours", "--weights", "WEIGHTS", "--images", "PHOTOS/a.png"], "more --images"),
         (["pca", "--weights", "WEIGHTS", "--images", "PHOTOS", "--box", "0,0,2,1"], "shares"),

@@ -22,13 +22,14 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from detco_d2.config import MSRA_SPEC, apply_supervised_baseline, load_config
 from detco_d2.config_files import flatten
@@ -52,6 +53,7 @@ SUITES = {
     "paper": ["voc", "coco", "cityscapes", "coco_low_data"],
     "quick": ["quick"],
 }
+SCENES = {"quick": 400, "demo": 100}  # rendered for training, by the folder of a config
 # Keys of a merged config that do not decide the result.
 IRRELEVANT = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD")
 logger = logging.getLogger("detco_d2.benchmark")
@@ -81,7 +83,7 @@ def _with_data(file: Path, name: str, train: str, test: str) -> Task:
 
 
 def make_tasks(args: argparse.Namespace) -> list[Task]:
-    """Every config: on the data of --voc, on rendered scenes (the quick suite), or on its own."""
+    """Every config: on the data of --voc, on rendered scenes (quick, demo), or on its own."""
     tasks = []
     for file in find_configs(args.suite):
         if args.voc:
@@ -90,9 +92,9 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
                 name = f"{Path(root).name}/{file.stem}_{100 * fraction:g}percent"
                 train = f"voc_trainval_{fraction:g}_seed0@{root}"
                 tasks.append(_with_data(file, name, train, f"voc_test_1_seed0@{root}"))
-        elif file.parent.name == "quick":
+        elif count := SCENES.get(file.parent.name):
             root = str((args.output / "scenes").absolute())
-            train, test = f"scenes_train_400@{root}", f"scenes_test_100@{root}"
+            train, test = f"scenes_train_{count}@{root}", f"scenes_test_100@{root}"
             tasks.append(_with_data(file, f"scenes/{file.stem}", train, test))
         else:
             tasks.append(Task(f"{file.parent.name}/{file.stem}", str(file)))
@@ -131,25 +133,35 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     return [*settings, *more], identity
 
 
-def run_cell(args: argparse.Namespace, cell: Cell, settings: list[str]) -> bool:
+def run_cell(args: argparse.Namespace, cell: Cell, settings: list[str], progress: tqdm) -> bool:
     """Fine-tune and evaluate one cell in a process of its own; whether it succeeded."""
     folder = cell.folder(args.output)
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", cell.task.config]
     command += ["--num-gpus", str(args.num_gpus), "--dist-url", "auto"]
     command += ["--resume"] if (folder / "last_checkpoint").is_file() else []
-    with open(folder / "console.txt", "a") as console:
-        done = subprocess.run(
-            [*command, *settings, "OUTPUT_DIR", str(folder)], stdout=console, stderr=console
-        )
-    if done.returncode:
-        tail = (folder / "console.txt").read_text().strip().splitlines()[-3:]
-        logger.error(
-            "FAILED with exit code %d; %s ends with:\n  %s",
-            done.returncode,
-            folder / "console.txt",
-            "\n  ".join(tail),
-        )
-    return done.returncode == 0
+    console = folder / "console.txt"
+    code = run_training([*command, *settings, "OUTPUT_DIR", str(folder)], console, progress)
+    if code:
+        tail = "\n  ".join(console.read_text().strip().splitlines()[-3:])
+        logger.error("FAILED with exit code %d; %s ends with:\n  %s", code, console, tail)
+    return code == 0
+
+
+def run_training(command: list[str], console: Path, progress: tqdm) -> int:
+    """Run a command with its output in a file, and show what the file says is left."""
+    with open(console, "a") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        while True:
+            try:
+                return process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                left = re.findall(r"eta: (\S+).*iter: (\d+)", console.read_text())
+                progress.set_postfix_str(
+                    "iteration {1}, {0} left".format(*left[-1]) if left else ""
+                )
+    finally:
+        process.kill()  # nothing, once it has ended
 
 
 def run_all(args: argparse.Namespace, cells: list[Cell]) -> int:
@@ -161,17 +173,20 @@ def run_all(args: argparse.Namespace, cells: list[Cell]) -> int:
         if read_result(cell, args.output)["status"] != "done":
             todo.append((cell, settings, identity))
     logger.info("%d cells, of which %d are done", len(cells), len(cells) - len(todo))
-    started, failed = time.perf_counter(), 0
-    for i, (cell, settings, identity) in enumerate(todo):
-        each = (time.perf_counter() - started) / i if i else 0.0
-        left = f", about {each * (len(todo) - i) / 60:.0f} min left" if i else ""
-        logger.info("[%d/%d] %s, %s, seed %d%s", i + 1, len(todo), *cell.label, left)
-        claim(cell.folder(args.output), identity)
-        if not run_cell(args, cell, settings):
-            failed += 1
-            continue
-        metrics = read_result(cell, args.output)["metrics"]
-        logger.info("  %s", {k: {m: round(v, 1) for m, v in r.items()} for k, r in metrics.items()})
+    failed = 0
+    with (
+        logging_redirect_tqdm([logging.getLogger("detco_d2")]),
+        tqdm(todo, unit="cell") as progress,
+    ):
+        for cell, settings, identity in progress:
+            progress.set_description("{}, {}, seed {}".format(*cell.label))
+            claim(cell.folder(args.output), identity)
+            if run_cell(args, cell, settings, progress):
+                metrics = read_result(cell, args.output)["metrics"]
+                shown = {k: {m: round(v, 1) for m, v in r.items()} for k, r in metrics.items()}
+                logger.info("%s, %s, seed %d: %s", *cell.label, shown)
+            else:
+                failed += 1
     return failed
 
 

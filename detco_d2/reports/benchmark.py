@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..files import replacing
+from .run_folder import read_scalars
 
 # What the tables show of each kind of result, in this order.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -96,7 +97,7 @@ def with_seed(names: Iterable[str], seed: int) -> tuple[str, ...]:
 
 
 def check_claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Make sure that a cell's folder was not begun as something else.
+    """Refuses a cell's folder that was begun as something else.
 
     Args:
         folder: of the cell.
@@ -106,14 +107,14 @@ def check_claim(folder: Path, identity: dict[str, Any]) -> None:
         ValueError: the folder was begun with another identity; names what differs.
     """
     file = folder / "cell.json"
-    if not file.is_file():
-        return
-    before = json.loads(file.read_text())
-    changed = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
+    before = json.loads(file.read_text()) if file.is_file() else identity
+    changed = [
+        f"  {key}: {before.get(key)!r} there, {identity.get(key)!r} now"
+        for key in sorted({*before, *identity})
+        if before.get(key) != identity.get(key)
+    ]
     if changed:
-        lines = "\n".join(
-            f"  {k}: {before.get(k)!r} there, {identity.get(k)!r} now" for k in changed
-        )
+        lines = "\n".join(changed)
         raise ValueError(
             f"{str(folder)!r} was begun with other settings:\n{lines}\nGive another --output, or "
             "remove that folder to run it anew."
@@ -121,7 +122,7 @@ def check_claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Begin a cell's folder, or go on in it; see :func:`check_claim`."""
+    """Begins a cell's folder, or goes on in it; see :func:`check_claim`."""
     check_claim(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "cell.json") as file:
@@ -161,17 +162,13 @@ def _percent(value: float) -> float:
 
 
 def _read_curve(file: Path) -> dict[str, list[list[float]]]:
-    curve: dict[str, dict[int, float]] = {}
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            scalars = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a run that was cut off can leave half a line
-        for kind, metrics in METRICS.items():
-            name = f"{kind}/{metrics[0]}"
-            if name in scalars:  # a resumed run repeats iterations: the later line stands
-                curve.setdefault(name, {})[scalars["iteration"]] = _percent(scalars[name])
-    return {name: [[i, points[i]] for i in sorted(points)] for name, points in curve.items()}
+    scalars = read_scalars(file) if file.is_file() else {}
+    names = [f"{kind}/{metrics[0]}" for kind, metrics in METRICS.items()]
+    return {
+        name: [[iteration, _percent(value)] for iteration, value in scalars[name]]
+        for name in names
+        if name in scalars
+    }
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -1,26 +1,27 @@
-"""What features look like: principal components, nearest patches and correspondences.
+"""What features look like: principal components and nearest patches, as pictures.
 
 Features are compared by the cosine between grid cells, as the contrastive losses compare
 embeddings, so that every cell is scaled to length one first.
 """
 
 # Shape shorthand in this module:
-#   N: images, C: channels, h, w: a stage's grid, S: side of a square picture in pixels, M: matches
-# Places and boxes are (x, y) and (left, top, right, bottom) as shares of a picture's sides.
+#   N: images, C: channels, h, w: a stage's grid, S: side of a square picture in pixels
+# Boxes are (left, top, right, bottom) as shares of a picture's sides.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.patches import Rectangle
 from PIL import Image
-from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
 from ..data.decode import MAX_PIXELS, MIN_SIDE, UnreadableImage, decode_image
-from ..data.photometric import apply_exact
-from ..data.views import RATIO, ViewDraw, ViewSettings
+from .charts import panels, show_picture
 
 Box = tuple[float, float, float, float]
 _BATCH = 16  # images that pass a backbone together
@@ -88,19 +89,13 @@ def principal_colours(maps: torch.Tensor) -> np.ndarray:
     """
     cells = _unit(maps).permute(0, 2, 3, 1).flatten(0, 2).double()
     cells = cells - cells.mean(0)
-    values, vectors = torch.linalg.eigh(cells.T @ cells / len(cells))
-    axes, variance = vectors.flip(1)[:, :3], values.flip(0)[:3]
+    axes = torch.linalg.eigh(cells.T @ cells).eigenvectors.flip(1)[:, :3]
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     scores = (cells @ (axes * largest.sign())).numpy()
     low, high = np.percentile(scores, [1, 99], axis=0)
-    empty = variance.numpy() < 1e-9 * max(float(values.sum()), 1e-9)
-    shares = np.where(
-        empty, 0.5, (scores - low) / np.where(empty, 1.0, np.maximum(high - low, 1e-9))
-    )
-    colours = np.full((len(cells), 3), 0.5)
-    colours[:, : shares.shape[1]] = shares.clip(0, 1)
+    shares = np.where(high - low > 1e-6, (scores - low) / np.maximum(high - low, 1e-6), 0.5)
     n, _, h, w = maps.shape
-    return (255 * colours).round().astype(np.uint8).reshape(n, h, w, 3)
+    return (255 * shares.clip(0, 1)).round().astype(np.uint8).reshape(n, h, w, 3)
 
 
 @dataclass(frozen=True)
@@ -162,99 +157,83 @@ def best_patches(query: torch.Tensor, box: Box, maps: torch.Tensor) -> list[Patc
     return patches
 
 
+def plot_components(
+    path: Path, pictures: Sequence[np.ndarray], colours: dict[str, dict[str, np.ndarray]]
+) -> None:
+    """Writes a row for each image and weight file, a column for each stage.
+
+    Args:
+        path: the .png to write.
+        pictures: N of shape (S, S, 3).
+        colours: of every weight file's stages by name, each of shape (N, h, w, 3).
+    """
+    stages = list(dict.fromkeys(stage for maps in colours.values() for stage in maps))
+    rows = len(pictures) * len(colours)
+    with panels(path, rows, 1 + len(stages), (2.0, 2.0)) as (figure, axes):
+        figure.suptitle("first three principal components as red, green and blue")
+        for column, title in enumerate(["image", *stages]):
+            axes[0, column].set_title(title)
+        for i, picture in enumerate(pictures):
+            for j, (name, maps) in enumerate(colours.items()):
+                row = axes[i * len(colours) + j]
+                show_picture(row[0], picture)
+                row[0].set_ylabel(name)
+                for axis, stage in zip(row[1:], stages):
+                    show_picture(axis, maps[stage][i], interpolation="bicubic")
+
+
 @dataclass(frozen=True)
-class View:
-    """A random view of an image, and where it comes from.
+class Neighbours:
+    """A row of the picture of nearest patches.
 
     Attributes:
-        picture: of shape (S, S, 3), RGB, uint8.
-        box: the crop, as shares of the image's sides.
-        flipped: left and right are changed, after the crop.
+        title: which weights and stage.
+        box: of the query patch, on the grid of this stage.
+        found: pictures of shape (S, S, 3), and the patch in each; the most similar first.
     """
 
-    picture: np.ndarray
+    title: str
     box: Box
-    flipped: bool
-
-    def to_image(self, places: np.ndarray) -> np.ndarray:
-        """Places in the view, of shape (M, 2), as places in the image."""
-        places = places * [-1, 1] + [1, 0] if self.flipped else places
-        low, high = np.array(self.box[:2]), np.array(self.box[2:])
-        return low + places * (high - low)
-
-    def from_image(self, places: np.ndarray) -> np.ndarray:
-        """Places in the image as places in the view, of which some may lie outside 0..1."""
-        low, high = np.array(self.box[:2]), np.array(self.box[2:])
-        places = (places - low) / (high - low)
-        return places * [-1, 1] + [1, 0] if self.flipped else places
+    found: Sequence[tuple[np.ndarray, Patch]]
 
 
-def draw_views(picture: np.ndarray, seed: int) -> tuple[View, View]:
-    """Two views as pretraining draws them (MoCo v2's set), but that each keeps most of the image.
+def plot_neighbours(path: Path, query: np.ndarray, rows: Sequence[Neighbours]) -> None:
+    """Writes the query, and the images with the nearest patches, dark where they differ.
 
     Args:
-        picture: of shape (S, S, 3), RGB, uint8.
-        seed: of all draws.
+        path: the .png to write.
+        query: a picture of shape (S, S, 3).
+        rows: one for each weight file and stage.
     """
-    size, image = len(picture), Image.fromarray(picture)
-    # A view of half the image or more, so that two of them always share a part.
-    settings = ViewSettings(size, (0.5, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5, (0.1, 2.0))
-    views = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(2):
-            box = T.RandomResizedCrop.get_params(image, list(settings.scale), list(RATIO))
-            top, left, height, width = box
-            crop = TF.resized_crop(image, *box, [size, size])
-            flipped = torch.rand(1).item() < settings.flip_prob
-            crop = TF.hflip(crop) if flipped else crop
-            coloured = apply_exact(crop, ViewDraw(settings).photometric())
-            place = (left / size, top / size, (left + width) / size, (top + height) / size)
-            views.append(View(coloured, place, flipped))
-    return views[0], views[1]
+    columns = 1 + max(len(row.found) for row in rows)
+    with panels(path, len(rows), columns, (2.0, 2.25)) as (figure, axes):
+        figure.suptitle("nearest patches: bright cells are similar to the query patch")
+        for axis in axes.flat:
+            axis.axis("off")
+        for line, row in zip(axes, rows):
+            _show_patch(line[0], query, row.box, "query")
+            line[0].set_ylabel(row.title)
+            heats = np.concatenate([patch.heat.ravel() for _, patch in row.found])
+            low, high = np.percentile(heats, 5), heats.max()
+            for axis, (picture, patch) in zip(line[1:], row.found):
+                share = ((patch.heat - low) / max(high - low, 1e-9)).clip(0, 1)
+                light = _enlarge(0.3 + 0.7 * share, picture)
+                dimmed = (picture * light[..., None]).astype(np.uint8)
+                _show_patch(axis, dimmed, patch.box, f"cosine {patch.similarity:.3f}")
 
 
-def match_cells(
-    a: torch.Tensor, b: torch.Tensor, mutual: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The most similar cell of the second feature map for cells of the first.
-
-    Args:
-        a, b: features of shape (C, h, w), not necessarily of one size.
-        mutual: only where each is the other's most similar one; else for all cells of the first.
-
-    Returns:
-        the centres of the cells in a and in b, each of shape (M, 2), and their cosines, of shape
-        (M,); the most similar first.
-    """
-    similarity = _unit(a).flatten(1).T @ _unit(b).flatten(1)
-    cosines, nearest = similarity.max(1)
-    order = cosines.argsort(descending=True, stable=True)
-    if mutual:
-        order = order[similarity.argmax(0)[nearest[order]] == order]
-    return _centres(order, a), _centres(nearest[order], b), cosines[order].numpy()
+def _show_patch(axis: Any, picture: np.ndarray, box: Box, title: str) -> None:
+    axis.axis("on")
+    show_picture(axis, picture)
+    axis.set_title(title)
+    left, top, right, bottom = box
+    for width, colour in ((4, "black"), (2, "yellow")):
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False)
+        frame.set(linewidth=width, edgecolor=colour)
+        axis.add_patch(frame)
 
 
-def _centres(cells: torch.Tensor, maps: torch.Tensor) -> np.ndarray:
-    h, w = maps.shape[-2:]
-    return np.stack([(cells % w + 0.5) / w, (cells // w + 0.5) / h], axis=1)
-
-
-def judge(
-    places_a: np.ndarray, places_b: np.ndarray, views: tuple[View, View], grid: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which matches could be right, and which of them are.
-
-    Args:
-        places_a, places_b: of shape (M, 2), one place in each of the views.
-        views: where the places come from.
-        grid: (h, w) of the second view.
-
-    Returns:
-        of shape (M,): whether the first place is seen in the second view at all, and whether its
-        true place there is within one cell of the second place, up and down and across.
-    """
-    truth = views[1].from_image(views[0].to_image(places_a))
-    visible = ((truth >= 0) & (truth <= 1)).all(1)
-    cells = np.abs(truth - places_b) * [grid[1], grid[0]]
-    return visible, visible & (cells <= 1 + 1e-6).all(1)
+def _enlarge(grid: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """A grid's values at every pixel of a picture."""
+    rows, columns = (np.arange(s) * g // s for s, g in zip(picture.shape, grid.shape))
+    return grid[np.ix_(rows, columns)]

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from detectron2.config import get_cfg
 
+from ..config import add_detco_config
 from ..config_files import flatten
+from ..engine.record import command_line
 
-FAMILIES = {"gg": "global-global", "gl": "global-local", "ll": "local-local"}
+FAMILY_TITLES = {"gg": "global-global", "gl": "global-local", "ll": "local-local"}
 Curves = dict[str, list[tuple[int, float]]]
 _WARNING = re.compile(r"\[\d\d/\d\d [\d:]+\] \S+ (?:WARNING|ERROR): (.*)")
 
@@ -132,35 +135,64 @@ class Run:
         return [s for s in starts if isinstance(s, dict)] if isinstance(starts, list) else []
 
 
+def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
+    """Reads an output folder.
+
+    Args:
+        folder: of pretrain_net.py or train_net.py.
+        transfer: folders of tools/benchmark.py; none: the one around it, as the demo has it.
+
+    Raises:
+        FileNotFoundError, ValueError: no metrics.json or config.yaml, or a broken one; or no
+            results in a folder of transfer.
+    """
+    for other in transfer:
+        if not (other / "results.json").is_file():
+            raise FileNotFoundError(f"--transfer: there is no results.json in {other}.")
+    curves, config = read_scalars(folder / "metrics.json"), read_config(folder / "config.yaml")
+    around = folder.absolute().parent
+    return Run(
+        folder=folder,
+        curves=curves,
+        config=config,
+        changed=_changed_keys(config[1]),
+        warnings=read_warnings(folder / "log.txt"),
+        transfer=transfer or ([around] if (around / "results.json").is_file() else []),
+        command=command_line(),
+    )
+
+
+def _changed_keys(values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(default, value) of the keys that differ from Detectron2's and this project's defaults."""
+    cfg = get_cfg()
+    add_detco_config(cfg)
+    defaults = dict(flatten(cfg))
+    return {
+        key: (defaults.get(key, "no such key now"), value)
+        for key, value in values.items()
+        if key not in defaults or defaults[key] != value
+    }
+
+
 def health(run: Run) -> tuple[list[str], list[str]]:
-    """What is as it should be, and what is not, in sentences about the latest values."""
+    """Says what is as it should be, and what is not, in sentences about the latest values."""
+    last = {name: latest(points) for name, points in run.curves.items()}
     good: list[str] = []
     bad: list[str] = []
-    last = {name: latest(points) for name, points in run.curves.items()}
     odd = sorted(n for n, ps in run.curves.items() if not all(math.isfinite(y) for _, y in ps))
     if odd:
         bad.append(f"Values that are no finite numbers, in {', '.join(odd)}.")
     length = run.key("MODEL.DETCO.QUEUE_LENGTH")
-    length = length if isinstance(length, int) and length > 0 else None
-    for family, title in FAMILIES.items():
-        found = [n for n in last if n.startswith(f"top1/{family}_")]
-        if found and length:
-            top1, chance = last[max(found)], 1 / (length + 1)
-            text = f"Top-1 of {title} at {max(found)[len('top1/gg_') :]}: {100 * top1:.1f} %, "
-            text += f"chance is {100 * chance:.2g} % (median of the last 5 values)."
-            (good if top1 > 2 * chance else bad).append(text)
-    high = [
-        n for n, y in last.items() if length and n[:9] == "info_nce/" and y >= math.log(length + 1)
-    ]
-    if high:
-        names = ", ".join(sorted(n[9:] for n in high))
-        bad.append(f"Losses at chance, log(K+1), or above: {names}. Early in a run that is usual.")
-    spreads = {n[len("spread/") :]: y for n, y in last.items() if n.startswith("spread/")}
+    if isinstance(length, int) and length > 0:
+        _judge_contrast(last, length, good, bad)
+    spreads = _of(last, "spread/")
     if spreads:
         least = min(spreads, key=lambda name: spreads[name])
         text = f"Least spread of embeddings: {spreads[least]:.2f}, {least}"
-        collapsed = spreads[least] < 0.1
-        (bad if collapsed else good).append(text + (": collapsed." if collapsed else "."))
+        if spreads[least] < 0.1:
+            bad.append(f"{text}: collapsed.")
+        else:
+            good.append(f"{text}.")
     if (waiting := last.get("data_time_share", 0.0)) > 0.2:
         bad.append(f"{100 * waiting:.0f} % of the time is spent waiting for images.")
     if images := last.get("data/bad_images", 0.0):
@@ -168,3 +200,27 @@ def health(run: Run) -> tuple[list[str], list[str]]:
     if run.warnings:
         bad.append(f"Warnings in the log: {sum(count for _, count in run.warnings)}, below.")
     return good, bad
+
+
+def _of(values: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Values by what follows a prefix of their names."""
+    return {n.removeprefix(prefix): y for n, y in values.items() if n.startswith(prefix)}
+
+
+def _judge_contrast(
+    last: Mapping[str, float], length: int, good: list[str], bad: list[str]
+) -> None:
+    """Compares accuracies and losses with chance among a positive and the keys of the queue."""
+    chance = 1 / (length + 1)
+    for family, title in FAMILY_TITLES.items():
+        if stages := _of(last, f"top1/{family}_"):
+            deepest = max(stages)
+            top1 = stages[deepest]
+            text = f"Top-1 of {title} at {deepest}: {100 * top1:.1f} %, "
+            text += f"chance is {100 * chance:.2g} % (median of the last 5 values)."
+            (good if top1 > 2 * chance else bad).append(text)
+    losses = _of(last, "info_nce/")
+    high = sorted(name for name, loss in losses.items() if loss >= math.log(length + 1))
+    if high:
+        names = ", ".join(high)
+        bad.append(f"Losses at chance, log(K+1), or above: {names}. Early in a run that is usual.")
