@@ -49,10 +49,7 @@ from detco_d2.reports.tables import write_report
 from detco_d2.weights.backbone import input_spec_of
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = {
-    "paper": ["voc", "coco", "cityscapes", "coco_low_data"],
-    "quick": ["quick"],
-}
+SUITES = {"paper": ["voc", "coco", "cityscapes", "coco_low_data"], "quick": ["quick"]}
 SCENES = {"quick": 400, "demo": 100}  # rendered for training, by the folder of a config
 # Keys of a merged config that do not decide the result.
 IRRELEVANT = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD")
@@ -156,10 +153,8 @@ def run_training(command: list[str], console: Path, progress: tqdm) -> int:
             try:
                 return process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                left = re.findall(r"eta: (\S+).*iter: (\d+)", console.read_text())
-                progress.set_postfix_str(
-                    "iteration {1}, {0} left".format(*left[-1]) if left else ""
-                )
+                lines = re.findall(r"eta: \S+ +iter: \d+", console.read_text())
+                progress.set_postfix_str(lines[-1] if lines else "")
     finally:
         process.kill()  # nothing, once it has ended
 
@@ -174,17 +169,15 @@ def run_all(args: argparse.Namespace, cells: list[Cell]) -> int:
             todo.append((cell, settings, identity))
     logger.info("%d cells, of which %d are done", len(cells), len(cells) - len(todo))
     failed = 0
-    with (
-        logging_redirect_tqdm([logging.getLogger("detco_d2")]),
-        tqdm(todo, unit="cell") as progress,
-    ):
+    progress = tqdm(todo, unit="cell")
+    with logging_redirect_tqdm([logging.getLogger("detco_d2")]):
         for cell, settings, identity in progress:
-            progress.set_description("{}, {}, seed {}".format(*cell.label))
+            progress.set_description(str(cell))
             claim(cell.folder(args.output), identity)
             if run_cell(args, cell, settings, progress):
                 metrics = read_result(cell, args.output)["metrics"]
                 shown = {k: {m: round(v, 1) for m, v in r.items()} for k, r in metrics.items()}
-                logger.info("%s, %s, seed %d: %s", *cell.label, shown)
+                logger.info("%s: %s", cell, shown)
             else:
                 failed += 1
     return failed
@@ -211,12 +204,7 @@ def main() -> None:
     add("--report", action="store_true", help="run nothing, write the report from what is there")
     add("--baseline", help="the init that differences are taken from; default: the first")
     add("--published", action="store_true", help="show the paper's figures beside, marked")
-    add(
-        "--evaluations",
-        type=int,
-        default=4,
-        help="evenly spaced over each run, the last at its end",
-    )
+    add("--evaluations", type=int, default=4, help="of each run, evenly spaced to its end")
     add("--voc", help="data in VOC's layout (trainval, test) instead of the configs' own")
     add("--fraction", type=float, action="append", help="share of --voc's trainval; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")

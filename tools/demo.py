@@ -18,49 +18,46 @@ from pathlib import Path
 from detco_d2.data.datasets import list_images
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs/demo"
 QUEUE_LENGTH = 256  # of the config; at most half of the images
 
 
 def near(path: str | Path) -> str:
     """A path as one would type it here."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
 
 
-def plan(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Titles and command lines, without `python` and with the names of scripts."""
-    output, gpus = args.output, ["--num-gpus", str(args.num_gpus)]
-    run, names = f"{output}/pretrain", args.images or [f"scenes_unlabelled_600@{output}/scenes"]
-    detector = ROOT / "configs/demo/faster_rcnn_R_18_FPN.yaml"
-    pretrain = ["pretrain_net.py", "--config-file", near(ROOT / "configs/demo/detco_R_18.yaml")]
-    listed = ", ".join(f'"{name}"' for name in names)
-    pretrain += [*gpus, "--overwrite", "DATASETS.TRAIN", f"({listed},)", "OUTPUT_DIR", run]
+def plan(args: argparse.Namespace) -> dict[str, str]:
+    """Gives titles and command lines, which begin with the name of a script."""
+    output, seeds, gpus = shlex.quote(args.output), args.seeds, args.num_gpus
+    names = args.images or [f"scenes_unlabelled_600@{args.output}/scenes"]
+    listed = shlex.quote("({},)".format(", ".join(f'"{name}"' for name in names)))
+    images = shlex.join(args.images or [f"{args.output}/scenes/unlabelled_600"])
     num_images = sum(len(list_images(folder)) for folder in args.images or [])
-    if 0 < num_images < 2 * QUEUE_LENGTH:
-        pretrain += ["MODEL.DETCO.QUEUE_LENGTH", str(num_images // 2)]
-    if args.pretrain_iters:
-        pretrain += ["SOLVER.MAX_ITER", str(args.pretrain_iters)]
-    weights = f"DetCo={run}/model_final.pth"
-    benchmark = ["tools/benchmark.py", "--suite", near(detector), *gpus, "--output", output]
-    benchmark += ["--seeds", str(args.seeds), "--evaluations", "1"]
-    benchmark += ["--init", "random", "--init", weights]
-    if args.finetune_iters:
-        steps = sorted({args.finetune_iters * 8 // 10, args.finetune_iters * 93 // 100})
-        benchmark += ["--opts", "SOLVER.MAX_ITER", str(args.finetune_iters)]
-        benchmark += ["SOLVER.STEPS", repr(tuple(steps))]
-    features = ["tools/visualize.py", "all", "--weights", "random", "--weights", weights]
-    features += ["--limit", "60", "--images", *(args.images or [f"{output}/scenes/unlabelled_600"])]
-    detections = ["tools/visualize.py", "detections", "--output", output]
-    for init in ("random", "DetCo"):
-        cell = f"{output}/cells/scenes/{detector.stem}/{init}/seed0"
-        detections += ["--weights", f"{init}={cell}/model_final.pth"]
-    page = ["tools/report.py", run, "--transfer", output, "--output", f"{output}/report.html"]
+    few = (
+        f" MODEL.DETCO.QUEUE_LENGTH {num_images // 2}" if 0 < num_images < 2 * QUEUE_LENGTH else ""
+    )
+    iters, tuned = args.pretrain_iters, args.finetune_iters
+    short = f" SOLVER.MAX_ITER {iters}" if iters else ""
+    steps = f"({8 * tuned // 10}, {93 * tuned // 100})" if tuned else ""
+    brief = f" --opts SOLVER.MAX_ITER {tuned} SOLVER.STEPS '{steps}'" if tuned else ""
+    detco = f"DetCo={output}/pretrain/model_final.pth"
+    cells = f"{output}/cells/scenes/faster_rcnn_R_18_FPN"
     return {
-        "Pretrain a ResNet-18 with DetCo": pretrain,
-        "Fine-tune a detector from random and from DetCo": benchmark,
-        "Draw what the detectors find": detections,
-        "Draw what the features see": features,
-        "Write the page": page,
+        "Pretrain a ResNet-18 with DetCo": "pretrain_net.py --overwrite "
+        f"--config-file {near(CONFIGS / 'detco_R_18.yaml')} --num-gpus {gpus} "
+        f"DATASETS.TRAIN {listed} OUTPUT_DIR {output}/pretrain{few}{short}",
+        "Fine-tune a detector from random and from DetCo": "tools/benchmark.py "
+        f"--suite {near(CONFIGS / 'faster_rcnn_R_18_FPN.yaml')} --num-gpus {gpus} --seeds {seeds} "
+        f"--evaluations 1 --init random --init {detco} --output {output}{brief}",
+        "Draw what the detectors find": "tools/visualize.py detections "
+        f"--weights random={cells}/random/seed0/model_final.pth "
+        f"--weights DetCo={cells}/DetCo/seed0/model_final.pth --output {output}",
+        "Draw what the features see": "tools/visualize.py all --weights random "
+        f"--weights {detco} --limit 60 --images {images}",
+        "Write the page": f"tools/report.py {output}/pretrain --transfer {output} "
+        f"--output {output}/report.html",
     }
 
 
@@ -81,10 +78,11 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"demo: {error}")
     shutil.rmtree(f"{args.output}/cells", ignore_errors=True)  # the detectors of an earlier demo
-    for i, (title, (script, *words)) in enumerate(steps.items(), start=1):
-        command = [near(sys.executable), near(ROOT / script), *words]
-        print(f"\n[{i}/{len(steps)}] {title}:\n{shlex.join(command)}\n", flush=True)
-        if code := subprocess.run(command).returncode:
+    for i, (title, line) in enumerate(steps.items(), start=1):
+        script, words = line.split(" ", 1)
+        command = f"{near(sys.executable)} {near(ROOT / script)} {words}"
+        print(f"\n[{i}/{len(steps)}] {title}:\n{command}\n", flush=True)
+        if code := subprocess.run(shlex.split(command)).returncode:
             sys.exit(f"demo: step {i}, {script}, ended with exit code {code}; its output is above.")
     print(Path(args.output, "results.md").read_text(), f"{args.output}/report.html", sep="\n")
 

@@ -54,9 +54,8 @@ class Cell:
     init: str
     seed: int
 
-    @property
-    def label(self) -> tuple[str, str, int]:
-        return self.task.name, self.init, self.seed
+    def __str__(self) -> str:
+        return f"{self.task.name}, {self.init}, seed {self.seed}"
 
     def folder(self, output: Path) -> Path:
         return output / "cells" / self.task.name / self.init / f"seed{self.seed}"
@@ -66,9 +65,6 @@ def plan(tasks: Sequence[Task], inits: Iterable[str], seeds: int, shard: str) ->
     """All cells of a benchmark that a shard runs, seed by seed, so that early tables compare.
 
     Args:
-        tasks: what to fine-tune.
-        inits: names of the initialisations.
-        seeds: runs of each.
         shard: "i/n" with 0 <= i < n: the i-th of every n cells.
 
     Raises:
@@ -97,14 +93,10 @@ def with_seed(names: Iterable[str], seed: int) -> tuple[str, ...]:
 
 
 def check_claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Refuses a cell's folder that was begun as something else.
-
-    Args:
-        folder: of the cell.
-        identity: everything that decides the result; JSON values.
+    """Refuses a cell's folder that was begun with another identity: all that decides the result.
 
     Raises:
-        ValueError: the folder was begun with another identity; names what differs.
+        ValueError: it was; names what differs.
     """
     file = folder / "cell.json"
     before = json.loads(file.read_text()) if file.is_file() else identity
@@ -130,13 +122,15 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def read_result(cell: Cell, output: Path) -> dict[str, Any]:
-    """What is known of a cell: {config, task, init, seed, status, metrics, curve, seconds}.
+    """What is known of a cell: {config, task, init, seed, status, metrics, curve}.
 
     `status` is "done", "not finished" or "not started"; `metrics` is {kind: {metric: percent}},
     with 0 where an evaluator gives NaN because nothing was predicted; `curve` is
     {"<kind>/<metric>": [[iteration, percent], ...]} of every evaluation on the way.
     """
     folder = cell.folder(output)
+    curves = read_scalars(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    firsts = [f"{kind}/{metrics[0]}" for kind, metrics in METRICS.items()]
     result: dict[str, Any] = {
         "task": cell.task.name,
         "init": cell.init,
@@ -144,7 +138,7 @@ def read_result(cell: Cell, output: Path) -> dict[str, Any]:
         "config": cell.task.config,
         "status": "not finished" if (folder / "cell.json").is_file() else "not started",
         "metrics": {},
-        "curve": _read_curve(folder / "metrics.json"),
+        "curve": {n: [[i, _percent(y)] for i, y in curves[n]] for n in firsts if n in curves},
     }
     if (folder / "results.json").is_file():
         found = json.loads((folder / "results.json").read_text())
@@ -159,16 +153,6 @@ def read_result(cell: Cell, output: Path) -> dict[str, Any]:
 
 def _percent(value: float) -> float:
     return 0.0 if math.isnan(value) else float(value)
-
-
-def _read_curve(file: Path) -> dict[str, list[list[float]]]:
-    scalars = read_scalars(file) if file.is_file() else {}
-    names = [f"{kind}/{metrics[0]}" for kind, metrics in METRICS.items()]
-    return {
-        name: [[iteration, _percent(value)] for iteration, value in scalars[name]]
-        for name in names
-        if name in scalars
-    }
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 from ..config import add_detco_config
@@ -42,19 +42,23 @@ def plot_detections(
     configs = {name: _read_config(file) for name, file in detectors.items()}
     test = next(iter(configs.values())).DATASETS.TEST
     prepare_datasets([], test)
-    labelled = [] if files else list(DatasetCatalog.get(test[0]))[:count]
+    labelled = [] if files else DatasetCatalog.get(test[0])[:count]
     images = labelled or [{"file_name": file} for file in files[:count]]
     metadata = MetadataCatalog.get(test[0])
-    rows: dict[str, list[np.ndarray]] = {}
-    if labelled:
-        rows["labels"] = [_canvas(image, metadata, image).get_image() for image in images]
+
+    def canvas(image: dict[str, Any]) -> Visualizer:
+        return Visualizer(read_image(image["file_name"], "RGB"), metadata)
+
+    rows = {"labels": [canvas(image).draw_dataset_dict(image) for image in labelled]}
     for name, cfg in configs.items():
-        rows[name] = _detect(cfg, detectors[name], images, metadata)
+        found = zip(images, _detect(cfg, detectors[name], images))
+        rows[name] = [canvas(image).draw_instance_predictions(boxes) for image, boxes in found]
+    rows = {name: drawn for name, drawn in rows.items() if drawn}
     with panels(path, len(rows), len(images), (2.6, 2.0)) as (_, axes):
-        for line, (name, pictures) in zip(axes, rows.items()):
+        for line, (name, drawn) in zip(axes, rows.items()):
             line[0].set_ylabel(name)
-            for axis, picture in zip(line, pictures):
-                show_picture(axis, picture)
+            for axis, picture in zip(line, drawn):
+                show_picture(axis, picture.get_image())
 
 
 def _read_config(file: str) -> CfgNode:
@@ -68,22 +72,13 @@ def _read_config(file: str) -> CfgNode:
     return cfg
 
 
-def _canvas(image: dict[str, Any], metadata: Any, found: Any) -> Any:
-    """The image with the boxes of a data set's dict, or of a network's `Instances`."""
-    canvas = Visualizer(read_image(image["file_name"], "RGB"), metadata)
-    if isinstance(found, dict):
-        return canvas.draw_dataset_dict(found)
-    return canvas.draw_instance_predictions(found)
-
-
 @torch.no_grad()
-def _detect(
-    cfg: CfgNode, file: str, images: Sequence[dict[str, Any]], metadata: Any
-) -> list[np.ndarray]:
+def _detect(cfg: CfgNode, file: str, images: Sequence[dict[str, Any]]) -> list[Instances]:
+    """The best boxes of each image."""
     model = build_model(cfg).eval()
     BackboneCheckpointer(model, input_spec=InputSpec(cfg)).resume_or_load(file, resume=False)
     mapper = DatasetMapper(cfg, is_train=False)
-    pictures = []
+    boxes = []
     for image in images:
         output = model([mapper(image)])[0]
         if "instances" not in output:
@@ -92,6 +87,5 @@ def _detect(
                 "model_final.pth of a detector."
             )
         found = output["instances"].to("cpu")
-        best = found.scores.argsort(descending=True)[:_MAX_BOXES]
-        pictures.append(_canvas(image, metadata, found[best]).get_image())
-    return pictures
+        boxes.append(found[found.scores.argsort(descending=True)[:_MAX_BOXES]])
+    return boxes

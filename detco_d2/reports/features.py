@@ -45,7 +45,7 @@ def read_square(path: str, size: int) -> np.ndarray:
 def embed(
     backbone: Callable[[torch.Tensor], dict[str, torch.Tensor]], pictures: Sequence[np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Features of pictures without what the zeros around an image do to them.
+    """Computes features without what the zeros around an image do to them.
 
     A network pads each convolution with zeros, by which cells know how far the edge is: in deep
     stages that is most of what differs. Pictures are continued by their mirror image instead, and
@@ -100,17 +100,11 @@ def principal_colours(maps: torch.Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Patch:
-    """The place in an image that is most similar to a query patch.
-
-    Attributes:
-        box: where.
-        similarity: cosine, from -1 to 1.
-        heat: the cosine of every cell with the query, of shape (h, w).
-    """
+    """The place in an image that is most similar to a query patch."""
 
     box: Box
-    similarity: float
-    heat: np.ndarray
+    similarity: float  # cosine, from -1 to 1
+    heat: np.ndarray  # the cosine of every cell with the query, of shape (h, w)
 
 
 def snap(box: Box, h: int, w: int) -> Box:
@@ -184,17 +178,11 @@ def plot_components(
 
 @dataclass(frozen=True)
 class Neighbours:
-    """A row of the picture of nearest patches.
+    """A row of the picture of nearest patches."""
 
-    Attributes:
-        title: which weights and stage.
-        box: of the query patch, on the grid of this stage.
-        found: pictures of shape (S, S, 3), and the patch in each; the most similar first.
-    """
-
-    title: str
-    box: Box
-    found: Sequence[tuple[np.ndarray, Patch]]
+    title: str  # which weights and stage
+    box: Box  # of the query patch, on the grid of this stage
+    found: Sequence[tuple[np.ndarray, Patch]]  # pictures of shape (S, S, 3); most similar first
 
 
 def plot_neighbours(path: Path, query: np.ndarray, rows: Sequence[Neighbours]) -> None:
@@ -209,21 +197,21 @@ def plot_neighbours(path: Path, query: np.ndarray, rows: Sequence[Neighbours]) -
     with panels(path, len(rows), columns, (2.0, 2.25)) as (figure, axes):
         figure.suptitle("nearest patches: bright cells are similar to the query patch")
         for axis in axes.flat:
-            axis.axis("off")
+            axis.set_visible(False)
         for line, row in zip(axes, rows):
             _show_patch(line[0], query, row.box, "query")
             line[0].set_ylabel(row.title)
             heats = np.concatenate([patch.heat.ravel() for _, patch in row.found])
             low, high = np.percentile(heats, 5), heats.max()
             for axis, (picture, patch) in zip(line[1:], row.found):
+                _show_patch(axis, picture, patch.box, f"cosine {patch.similarity:.3f}")
                 share = ((patch.heat - low) / max(high - low, 1e-9)).clip(0, 1)
-                light = _enlarge(0.3 + 0.7 * share, picture)
-                dimmed = (picture * light[..., None]).astype(np.uint8)
-                _show_patch(axis, dimmed, patch.box, f"cosine {patch.similarity:.3f}")
+                shade = np.dstack([np.zeros((*share.shape, 3)), 0.7 * (1 - share)])
+                show_picture(axis, shade, zorder=0.5)
 
 
 def _show_patch(axis: Any, picture: np.ndarray, box: Box, title: str) -> None:
-    axis.axis("on")
+    axis.set_visible(True)
     show_picture(axis, picture)
     axis.set_title(title)
     left, top, right, bottom = box
@@ -231,9 +219,3 @@ def _show_patch(axis: Any, picture: np.ndarray, box: Box, title: str) -> None:
         frame = Rectangle((left, top), right - left, bottom - top, fill=False)
         frame.set(linewidth=width, edgecolor=colour)
         axis.add_patch(frame)
-
-
-def _enlarge(grid: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """A grid's values at every pixel of a picture."""
-    rows, columns = (np.arange(s) * g // s for s, g in zip(picture.shape, grid.shape))
-    return grid[np.ix_(rows, columns)]

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,6 @@ _CHARTS: dict[str, list[tuple[str, str]]] = {
         ("share of the time spent waiting for images", r"(data_time_share)"),
     ],
     "Queue": [("filled, 0 to 1", r"queue/(filled)"), ("iterations since enqueued", r"queue/(age)")],
-}
-# What guessing among a positive and the K keys of the queue gives.
-_CHANCE: dict[str, tuple[str, Callable[[int], float]]] = {
-    "info_nce/": ("log(K+1)", lambda k: math.log(k + 1)),
-    "top1/": ("1/(K+1)", lambda k: 1 / (k + 1)),
-    "top5/": ("5/(K+1)", lambda k: min(1.0, 5 / (k + 1))),
 }
 _MAX_PIXELS = 10**8
 _MAX_SIDE = 1600  # pixels of a picture within the page
@@ -113,17 +107,19 @@ def _listed(value: Any) -> list[Any]:
 def _charts(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Charts of what there is, by heading."""
     length = run.key("MODEL.DETCO.QUEUE_LENGTH")
+    guides: dict[str, dict[str, float]] = {}  # by the prefix of a pattern
+    if isinstance(length, int) and length > 0:
+        guides["info_nce"] = {"chance, log(K+1)": math.log(length + 1)}
+        guides["top1"] = {"chance, 1/(K+1)": 1 / (length + 1)}
+        guides["top5"] = {"chance, 5/(K+1)": min(1.0, 5 / (length + 1))}
     found: dict[str, list[dict[str, Any]]] = {}
     for heading, charts in _CHARTS.items():
         for title, pattern in charts:
             matches = [(re.fullmatch(pattern, name), name) for name in sorted(run.curves)]
             lines = {match[1]: run.curves[name] for match, name in matches if match}
-            guides = {}
-            for prefix, (name, chance) in _CHANCE.items():
-                if pattern.startswith(prefix) and isinstance(length, int) and length > 0:
-                    guides[f"chance, {name}"] = chance(length)
             if lines:
-                found.setdefault(heading, []).append(_chart(title, lines, guides))
+                chart = _chart(title, lines, guides.get(pattern.partition("/")[0], {}))
+                found.setdefault(heading, []).append(chart)
     return found
 
 
@@ -140,13 +136,7 @@ def _figure(title: str, alt: str, kind: str, content: bytes) -> dict[str, Any]:
 
 
 def _pictures(folder: Path, what: str, last: int = 0) -> list[dict[str, Any]]:
-    """The pictures of a folder, within the page.
-
-    Args:
-        folder: that may be there.
-        what: they show, for those who cannot see them.
-        last: how many, from the end of their sorted names; 0: all.
-    """
+    """The last so many (0: all) pictures of a folder that may be there, and what they show."""
     files = sorted(file for file in folder.glob("*") if file.suffix in (".png", ".jpg"))
     return [_picture(file, what) for file in files[-last:]]
 
@@ -163,10 +153,6 @@ def _picture(file: Path, what: str) -> dict[str, Any]:
     image.save(content, "JPEG", quality=85)
     title = file.stem.replace("_", " ")
     return _figure(title, f"{what}: {title}", "jpeg", content.getvalue())
-
-
-def _table(caption: str, header: list[str], rows: list[list[Any]]) -> dict[str, Any]:
-    return {"caption": caption, "header": header, "rows": rows}
 
 
 def _probes(run: Run) -> dict[str, list[Any]]:
@@ -194,7 +180,7 @@ def _probes(run: Run) -> dict[str, list[Any]]:
         chance = rows.pop("chance")
         rows |= {"chance": chance} if any(map(is_number, chance.values())) else {}
         lines = [[name, *(_number(row.get(c)) for c in columns)] for name, row in rows.items()]
-        tables.append(_table(caption, ["weights", *columns], lines))
+        tables.append({"caption": caption, "header": ["weights", *columns], "rows": lines})
     return {"tables": tables, "commands": list(dict.fromkeys(commands))}
 
 
@@ -228,7 +214,7 @@ def _results(run: Run) -> dict[str, list[Any]]:
         ]
         if rows:
             header = ["of this run, %", "AP or IoU", "AP50", "AP75"]
-            found["tables"].append(_table("", header, rows))
+            found["tables"].append({"header": header, "rows": rows})
     return found
 
 
@@ -248,7 +234,8 @@ def _transfer_tables(summary: Any) -> list[dict[str, Any]]:
             ]
             for init, row in inits.items()
         ]
-        tables.append(_table(f"{task}, %", ["initialisation", *metrics], rows))
+        header = ["initialisation", *metrics]
+        tables.append({"caption": f"{task}, %", "header": header, "rows": rows})
     return tables
 
 

@@ -106,25 +106,15 @@ def latest(points: list[tuple[int, float]], count: int = 5) -> float:
 
 @dataclass
 class Run:
-    """What is known of a run; only the first three must be there.
+    """What is known of a run; only the first three must be there."""
 
-    Attributes:
-        folder: OUTPUT_DIR.
-        curves: its scalars.
-        config: the text of config.yaml, and its values by key.
-        changed: values that differ from the defaults, by key: (default, value).
-        warnings: from the log, with how often each was given.
-        transfer: folders with the results of transfer.
-        command: that made the report.
-    """
-
-    folder: Path
+    folder: Path  # OUTPUT_DIR
     curves: Curves
-    config: tuple[str, Mapping[str, Any]]
-    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    warnings: Sequence[tuple[str, int]] = ()
-    transfer: Sequence[Path] = ()
-    command: str = ""
+    config: tuple[str, Mapping[str, Any]]  # the text of config.yaml, and its values by key
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key: (default, value)
+    warnings: Sequence[tuple[str, int]] = ()  # from the log, with how often each was given
+    transfer: Sequence[Path] = ()  # folders of tools/benchmark.py
+    command: str = ""  # that makes the report
 
     def key(self, name: str, default: Any = "?") -> Any:
         return self.config[1].get(name, default)
@@ -150,28 +140,24 @@ def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
         if not (other / "results.json").is_file():
             raise FileNotFoundError(f"--transfer: there is no results.json in {other}.")
     curves, config = read_scalars(folder / "metrics.json"), read_config(folder / "config.yaml")
+    cfg = get_cfg()
+    add_detco_config(cfg)
+    defaults = dict(flatten(cfg))
+    absent = "no such key now"
     around = folder.absolute().parent
     return Run(
         folder=folder,
         curves=curves,
         config=config,
-        changed=_changed_keys(config[1]),
+        changed={
+            key: (defaults.get(key, absent), value)
+            for key, value in config[1].items()
+            if defaults.get(key, absent) != value
+        },
         warnings=read_warnings(folder / "log.txt"),
         transfer=transfer or ([around] if (around / "results.json").is_file() else []),
         command=command_line(),
     )
-
-
-def _changed_keys(values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """(default, value) of the keys that differ from Detectron2's and this project's defaults."""
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    defaults = dict(flatten(cfg))
-    return {
-        key: (defaults.get(key, "no such key now"), value)
-        for key, value in values.items()
-        if key not in defaults or defaults[key] != value
-    }
 
 
 def health(run: Run) -> tuple[list[str], list[str]]:
@@ -184,15 +170,12 @@ def health(run: Run) -> tuple[list[str], list[str]]:
         bad.append(f"Values that are no finite numbers, in {', '.join(odd)}.")
     length = run.key("MODEL.DETCO.QUEUE_LENGTH")
     if isinstance(length, int) and length > 0:
-        _judge_contrast(last, length, good, bad)
-    spreads = _of(last, "spread/")
-    if spreads:
+        _compare_with_chance(last, length + 1, good, bad)
+    if spreads := _below(last, "spread/"):
         least = min(spreads, key=lambda name: spreads[name])
+        is_collapsed = spreads[least] < 0.1
         text = f"Least spread of embeddings: {spreads[least]:.2f}, {least}"
-        if spreads[least] < 0.1:
-            bad.append(f"{text}: collapsed.")
-        else:
-            good.append(f"{text}.")
+        (bad if is_collapsed else good).append(text + (": collapsed." if is_collapsed else "."))
     if (waiting := last.get("data_time_share", 0.0)) > 0.2:
         bad.append(f"{100 * waiting:.0f} % of the time is spent waiting for images.")
     if images := last.get("data/bad_images", 0.0):
@@ -202,25 +185,21 @@ def health(run: Run) -> tuple[list[str], list[str]]:
     return good, bad
 
 
-def _of(values: Mapping[str, float], prefix: str) -> dict[str, float]:
+def _below(values: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Values by what follows a prefix of their names."""
     return {n.removeprefix(prefix): y for n, y in values.items() if n.startswith(prefix)}
 
 
-def _judge_contrast(
-    last: Mapping[str, float], length: int, good: list[str], bad: list[str]
+def _compare_with_chance(
+    last: Mapping[str, float], choices: int, good: list[str], bad: list[str]
 ) -> None:
-    """Compares accuracies and losses with chance among a positive and the keys of the queue."""
-    chance = 1 / (length + 1)
+    """Judges accuracies and losses by what guessing among so many keys would give."""
     for family, title in FAMILY_TITLES.items():
-        if stages := _of(last, f"top1/{family}_"):
-            deepest = max(stages)
-            top1 = stages[deepest]
-            text = f"Top-1 of {title} at {deepest}: {100 * top1:.1f} %, "
-            text += f"chance is {100 * chance:.2g} % (median of the last 5 values)."
-            (good if top1 > 2 * chance else bad).append(text)
-    losses = _of(last, "info_nce/")
-    high = sorted(name for name, loss in losses.items() if loss >= math.log(length + 1))
-    if high:
-        names = ", ".join(high)
-        bad.append(f"Losses at chance, log(K+1), or above: {names}. Early in a run that is usual.")
+        if stages := _below(last, f"top1/{family}_"):
+            top1 = stages[max(stages)]
+            text = f"Top-1 of {title} at {max(stages)}: {100 * top1:.1f} %, "
+            text += f"chance is {100 / choices:.2g} % (median of the last 5 values)."
+            (good if top1 > 2 / choices else bad).append(text)
+    losses = _below(last, "info_nce/")
+    if high := ", ".join(sorted(name for name in losses if losses[name] >= math.log(choices))):
+        bad.append(f"Losses at chance, log(K+1), or above: {high}. Early in a run that is usual.")
