@@ -29,8 +29,6 @@ OPTIONS = {
     "--dist-url": None,
     "--seeds": "1",
     "--batch": "2",
-    "--pretrain-iters": "2",
-    "--finetune-iters": "2",
     "--num-images": "8",
     "--repeats": "1",
     "--max-iter": "2",
@@ -120,9 +118,6 @@ def scaled(script: str, words: list[str]) -> list[str]:
         return _benchmark(words)
     if script == "tools/benchmark_speed.py":
         return ["--repeats", "1", *words, *_strings(PRETRAIN)]
-    if script == "tools/demo.py":
-        few = ["--pretrain-iters", "2", "--finetune-iters", "2"]
-        return [*few, *words, *_strings(PRETRAIN)]
     if script == "tools/probe.py":
         few = ["--size", "48", "--stages", "res5", "--max-images", "40", "--workers", "0"]
         return [*words, *few]
