@@ -114,8 +114,9 @@ def test_shards_share_the_work_and_the_report_merges_them(bench):
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(bench):
     bench()
-    with pytest.raises(SystemExit, match="SOLVER.MAX_ITER: 300 there, 400 now"):
+    with pytest.raises(SystemExit, match="SOLVER.MAX_ITER: 300 there, 400 now") as refused:
         bench("--opts", "SOLVER.MAX_ITER", "400")
+    assert "MODEL.WEIGHTS" not in str(refused.value)  # only what differs
     assert len(bench.fake.commands) == 4
 
 
@@ -125,6 +126,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(benc
         (["--init", "detco=/no/such.pth"], "No weight file at '/no/such.pth'"),
         (["--voc", "/no/such"], "not in VOC's layout"),
         (["--shard", "2/2"], "0 <= i < n"),
+        (["--shard", "1"], "0 <= i < n"),
         (["--suite", "papper"], "no files, and no suite"),
     ],
 )
@@ -149,9 +151,7 @@ def test_weights_bring_their_input(tool, tmp_path):
 
 
 def test_the_paper_suite_is_every_protocol(tool):
-    names = [file.stem for file in tool.find_configs(["paper"])]
-    assert len(names) == 21 and len(tool.find_configs(["quick"])) == 2
-    assert "semantic_segmentation_R_50_FCN" in names
+    assert len(tool.find_configs(["paper"])) == 21 and len(tool.find_configs(["quick"])) == 2
 
 
 def test_a_cell_runs_for_real_and_again_from_its_checkpoint(voc, tmp_path):

@@ -190,31 +190,28 @@ def _number(value: Any) -> str:
 
 def _results(run: Run) -> dict[str, list[Any]]:
     """Of transfer, from the folders of tools/benchmark.py; and of this run, if it fine-tunes."""
-    found: dict[str, list[Any]] = {"tables": [], "pictures": [], "charts": [], "commands": []}
+    found: dict[str, list[Any]] = {"tables": [], "pictures": [], "commands": []}
     for folder in run.transfer:
         content = read_json(folder / "results.json")
         try:
-            tables, charts = _transfer_tables(content["summary"]), _transfer_charts(content["runs"])
-            found["commands"].append(str(content["command"]))
-        except (TypeError, KeyError, AttributeError, ValueError, StopIteration, IndexError):
+            tables, command = _transfer_tables(content["summary"]), str(content["command"])
+        except (TypeError, KeyError, AttributeError, ValueError, StopIteration):
             error = f"{folder}: no results.json of tools/benchmark.py"
             found["pictures"].append({"error": error})
             continue
         found["tables"] += tables
-        found["charts"] += charts
+        found["commands"].append(command)
         files = [folder / "detections.png", folder / "bars.png"]
-        pictures = [_picture(file, "results of transfer") for file in files if file.is_file()]
-        found["pictures"] += pictures
+        found["pictures"] += [_picture(f, "results of transfer") for f in files if f.is_file()]
     own = read_json(run.folder / "results.json")
-    if isinstance(own, dict):
-        rows = [
-            [kind, *(_number(values.get(metric)) for metric in metrics)]
-            for kind, metrics in METRICS.items()
-            if isinstance(values := own.get(kind), dict)
-        ]
-        if rows:
-            header = ["of this run, %", "AP or IoU", "AP50", "AP75"]
-            found["tables"].append({"header": header, "rows": rows})
+    rows = [
+        [kind, *(_number(values.get(metric)) for metric in metrics)]
+        for kind, metrics in METRICS.items()
+        if isinstance(own, dict) and isinstance(values := own.get(kind), dict)
+    ]
+    if rows:
+        header = ["of this run, %", "AP or IoU", "AP50", "AP75"]
+        found["tables"].append({"header": header, "rows": rows})
     return found
 
 
@@ -244,15 +241,3 @@ def _transfer_cell(value: Any, base: Any) -> str:
         return show(value) if value else ""
     delta, is_beyond = difference(value, base)
     return Markup("{} (<b>{:+.1f}</b>)" if is_beyond else "{} ({:+.1f})").format(show(value), delta)
-
-
-def _transfer_charts(runs: Any) -> list[dict[str, Any]]:
-    """A chart for each task whose runs were evaluated on the way, a line for each run."""
-    lines: dict[str, dict[str, Points]] = {}
-    for run in runs:
-        for metric, points in run["curve"].items():
-            if len(points) > 1:
-                name = f"{run['init']}, seed {run['seed']}"
-                curve = [(int(iteration), float(value)) for iteration, value in points]
-                lines.setdefault(f"{run['task']}: {metric}, %", {})[name] = curve
-    return [_chart(title, curves, {}) for title, curves in lines.items()]
