@@ -18,7 +18,7 @@ from detco_d2.data.layouts import write_cityscapes, write_coco, write_voc
 from detco_d2.data.synthetic import write_scenes
 from detco_d2.engine.launch import adapt_to_machine
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from .warm import ROOT
 
 
 def load_config(file: str, *settings: object) -> CfgNode:
