@@ -30,8 +30,17 @@ def load_config(file: str, *settings: object) -> CfgNode:
     return cfg
 
 
-TINY = [
+# A ResNet-18, which has one width only, and a ResNet-50 of a sixteenth of the usual width.
+R18 = [
     *["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64],
+    *["MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64],
+]
+NARROW = [
+    *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16],
+    *["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
+]
+TINY = [
+    *NARROW,
     *["MODEL.DETCO.QUEUE_LENGTH", 10, "MODEL.DETCO.EMBED_DIM", 16, "MODEL.DETCO.MOMENTUM", 0.9],
     *["INPUT.DETCO.GLOBAL_SIZE", 48, "INPUT.DETCO.LOCAL_SIZE", 63, "INPUT.DETCO.PATCH_SIZE", 16],
     *["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 7],
@@ -39,7 +48,7 @@ TINY = [
 
 
 def tiny_config(*settings: object, file: str = "detco.yaml") -> CfgNode:
-    """A ResNet-18 DetCo that steps in a fraction of a second."""
+    """A DetCo that steps in a twentieth of a second."""
     return load_config(file, *TINY, *settings)
 
 

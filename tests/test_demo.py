@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
+from . import warm
 from .conftest import ROOT
 
 
@@ -20,9 +20,7 @@ def test_the_main_job_ends_with_its_report(tmp_path, scenes, images):
     curves.parent.mkdir()
     curves.write_text('{"iteration": 900, "total_loss": 1.0}\n')  # of a longer demo before
     settings = ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
-    done = subprocess.run(
-        [*command, *settings], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    done = warm.run([*command, *settings], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert [run["init"] for run in report["runs"]] == ["random", "DetCo"]

@@ -203,6 +203,8 @@ def _forget_the_parent() -> None:
     from detectron2.data.datasets import builtin
     from detectron2.utils import logger
 
+    from detco_d2.data import datasets
+
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             is_int = number == signal.SIGINT
@@ -214,7 +216,8 @@ def _forget_the_parent() -> None:
     logger._cached_log_stream.cache_clear()
     DatasetCatalog.clear()
     MetadataCatalog.clear()
-    importlib.reload(builtin)  # with the DETECTRON2_DATASETS of this process
+    for module in (builtin, datasets):
+        importlib.reload(module)  # registers the data below this process's DETECTRON2_DATASETS
     numpy.random.seed()
     atexit._clear()
     weakref.finalize._registry.clear()

@@ -1,7 +1,5 @@
 """A backbone goes from one side to the other without a tensor lost or a feature changed."""
 
-import os
-import subprocess
 import sys
 from urllib.parse import urlparse
 
@@ -15,10 +13,10 @@ from detco_d2.checkpoint.exporting import save_backbone
 from detco_d2.checkpoint.handover import BackboneCheckpointer, load_backbone
 from detco_d2.checkpoint.input_spec import InputSpec
 
-from ..conftest import ROOT, load_config, tiny_config
+from .. import warm
+from ..conftest import R18, load_config, tiny_config
 
 R50 = ["MODEL.DETCO.QUEUE_LENGTH", 8, "MODEL.DETCO.EMBED_DIM", 8]
-R18 = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
 C4, FPN, RETINANET = (
     f"coco/{name}_1x.yaml"
     for name in ("mask_rcnn_R_50_C4", "mask_rcnn_R_50_FPN", "retinanet_R_50_FPN")
@@ -87,13 +85,8 @@ def test_the_detector_computes_the_features_of_the_pretrained_backbone(pretraine
 def test_a_converted_file_loads_by_detectron2_alone_and_by_us(pretrained, tmp_path, extension):
     path, backbone = pretrained
     output = str(tmp_path / f"converted.{extension}")
-    tool = os.path.join(ROOT, "tools", "convert_weights.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", tool, "--input", path, "--output", output],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    tool = "tools/convert_weights.py"
+    done = warm.run([sys.executable, tool, "--input", path, "--output", output])
     assert done.returncode == 0, done.stderr
     assert "265 of 265 backbone tensors of ResNet-50 matched" in done.stdout
     expected = backbone.res5[2].conv3.weight.float()
@@ -149,7 +142,7 @@ def test_torchvision_weights_give_torchvisions_features(tmp_path):
 
 def test_resnet_18_goes_into_an_fpn(tmp_path):
     path = str(tmp_path / "r18.pth")
-    backbone = save_pretraining(tiny_config(), path)
+    backbone = save_pretraining(tiny_config(*R18), path)
     detector = load_into(FPN, path, *R18)
     found = detector.backbone.bottom_up.res5[1].conv2.weight
     assert torch.equal(found.float(), backbone.res5[1].conv2.weight)

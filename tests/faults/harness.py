@@ -16,11 +16,8 @@ from detco_d2.engine.step import PretrainStep
 from ..conftest import ROOT, TINY
 from ..warm import Process
 
-# A ResNet-50 of a sixteenth of the usual width: a checkpoint of some megabytes.
 SMALL = [
     *TINY,
-    *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16],
-    *["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
     *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}

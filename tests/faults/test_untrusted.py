@@ -5,6 +5,7 @@ FUZZ_EXAMPLES sets how many inputs each of the fuzzing tests makes.
 
 import argparse
 import glob
+import importlib
 import io
 import json
 import os
@@ -52,7 +53,7 @@ class Call:
 def payloads(marker):
     """By the name that the error must have: objects that make a file when they are loaded."""
     command = f"open({str(marker)!r}, 'w')"
-    module = Call(__import__, "os")
+    module = Call(importlib.import_module, "os")
     return {
         "system": Call(os.system, f"touch {marker}"),
         "eval": Call(eval, command),
