@@ -15,10 +15,13 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.config import check_detco_config, check_weights, load_config
-from detco_d2.engine.launch import adapt_to_machine, launch, num_processes
-from detco_d2.engine.output import check_output_dir, note_start
-from detco_d2.engine.pretrain import PretrainTrainer, check_run
+from detco_d2.config import load_config
+from detco_d2.config_checks import check_detco_config
+from detco_d2.engine.launch import launch, num_processes
+from detco_d2.engine.machine import adapt_to_machine
+from detco_d2.engine.preflight import check_output_dir, check_run, check_weights
+from detco_d2.engine.pretrain import PretrainTrainer
+from detco_d2.engine.record import note_start
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:

@@ -27,5 +27,5 @@ setup(
         "safetensors": ["safetensors"],
         "wandb": ["wandb"],
     },
-    package_data={"detco_d2.evaluation": ["published.csv", "report.css"]},
+    package_data={"detco_d2.reports": ["published.csv", "report.css"]},
 )

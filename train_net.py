@@ -16,10 +16,12 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.config import apply_supervised_baseline, check_weights, load_config
+from detco_d2.config import apply_supervised_baseline, load_config
 from detco_d2.data.datasets import prepare_datasets, register_by_name
-from detco_d2.engine.launch import adapt_to_machine, launch
-from detco_d2.engine.output import note_start
+from detco_d2.engine.launch import launch
+from detco_d2.engine.machine import adapt_to_machine
+from detco_d2.engine.preflight import check_weights
+from detco_d2.engine.record import note_start
 from detco_d2.engine.transfer import TransferTrainer, evaluate
 from detco_d2.files import replacing
 

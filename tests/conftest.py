@@ -14,9 +14,10 @@ from detectron2.data.datasets import builtin
 
 import detco_d2
 from detco_d2.data.cityscapes import make_train_id_files
-from detco_d2.data.layouts import write_cityscapes, write_coco, write_voc
 from detco_d2.data.synthetic import write_scenes
-from detco_d2.engine.launch import adapt_to_machine
+from detco_d2.engine.machine import adapt_to_machine
+
+from .layouts import write_cityscapes, write_coco, write_voc
 
 from .warm import ROOT
 

@@ -138,7 +138,7 @@ def test_what_is_missing_is_said_before_anything_runs(bench, arguments, message)
 def test_weights_bring_their_input(tool, tmp_path):
     import torch
 
-    from detco_d2.checkpoint.input_spec import InputSpec
+    from detco_d2.weights.input_spec import InputSpec
 
     assert tool.init_settings("") == ("MODEL.WEIGHTS", "")
     path = str(tmp_path / "backbone.pth")

@@ -11,10 +11,10 @@ from detectron2.engine import SimpleTrainer, hooks
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 
-from detco_d2.checkpoint.exporting import save_backbone
-from detco_d2.checkpoint.handover import build_resnet, load_backbone
-from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.weights.backbone import build_resnet, load_backbone
+from detco_d2.weights.export import save_backbone
+from detco_d2.weights.input_spec import TORCHVISION_SPEC
 
 from .conftest import ROOT, load_config
 

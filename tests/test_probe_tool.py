@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
-from detco_d2.data.layouts import write_voc
-
 from .conftest import load_tool
+from .layouts import write_voc
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 

@@ -30,12 +30,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.checkpoint.handover import input_spec_of
-from detco_d2.checkpoint.input_spec import MSRA_SPEC
-from detco_d2.config import apply_supervised_baseline, load_config
+from detco_d2.config import MSRA_SPEC, apply_supervised_baseline, load_config
 from detco_d2.config_files import flatten
 from detco_d2.data.datasets import prepare_datasets
-from detco_d2.evaluation.benchmark import (
+from detco_d2.engine.record import command_line
+from detco_d2.reports.benchmark import (
     Cell,
     Task,
     check_claim,
@@ -45,8 +44,8 @@ from detco_d2.evaluation.benchmark import (
     read_result,
     with_seed,
 )
-from detco_d2.evaluation.tables import write_report
-from detco_d2.provenance import command_line
+from detco_d2.reports.tables import write_report
+from detco_d2.weights.backbone import input_spec_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {

@@ -29,13 +29,16 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from detco_d2.config import check_detco_config, load_config, required_views
-from detco_d2.data.build import build_pretrain_loader, collate_views
+from detco_d2.config import load_config
+from detco_d2.config_checks import check_detco_config
 from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.engine.launch import adapt_to_machine, keep_freed_memory, launch
+from detco_d2.data.stream import build_pretrain_loader, collate_views
+from detco_d2.engine.launch import launch
+from detco_d2.engine.machine import adapt_to_machine, keep_freed_memory
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.step import PretrainStep
+from detco_d2.families import required_views
 from detco_d2.modeling.distributed import RowExchange, batch_permutation, concat_all_gather
 
 SWITCHES = {

@@ -17,9 +17,9 @@ import ast
 import sys
 from typing import Any
 
-from detco_d2.checkpoint.exporting import save_backbone, to_torchvision, write_tensors
-from detco_d2.checkpoint.handover import check_complete, read_backbone, report_backbone
-from detco_d2.checkpoint.input_spec import KEYS
+from detco_d2.weights.backbone import check_complete, read_backbone, report_backbone
+from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
+from detco_d2.weights.input_spec import KEYS
 
 
 def parse() -> tuple[argparse.Namespace, dict[str, str]]:

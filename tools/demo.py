@@ -27,8 +27,6 @@ from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from detco_d2.checkpoint.exporting import save_backbone
-from detco_d2.checkpoint.handover import check_complete, load_backbone
 from detco_d2.config import load_config
 from detco_d2.data.datasets import (
     load_images,
@@ -36,12 +34,13 @@ from detco_d2.data.datasets import (
     register_coco_subset,
     register_voc_folder,
 )
-from detco_d2.engine.launch import adapt_to_machine
-from detco_d2.engine.output import note_start, remove_run
+from detco_d2.engine.machine import adapt_to_machine
 from detco_d2.engine.pretrain import PretrainTrainer
+from detco_d2.engine.record import command_line, note_start, remove_run, versions
 from detco_d2.engine.transfer import TransferTrainer
-from detco_d2.evaluation.transfer_summary import METRICS, summarise_transfer, write_report
-from detco_d2.provenance import command_line, versions
+from detco_d2.reports.transfer_summary import METRICS, summarise_transfer, write_report
+from detco_d2.weights.backbone import check_complete, load_backbone
+from detco_d2.weights.export import save_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = 60  # images that feature pictures are made of

@@ -24,18 +24,18 @@ import torch
 from detectron2.utils.logger import setup_logger
 
 import detco_d2  # noqa: F401  registers data sets
-from detco_d2.checkpoint.frozen import (
+from detco_d2.engine.record import command_line, versions
+from detco_d2.files import replacing
+from detco_d2.probes.features import POOLS, Features, extract
+from detco_d2.probes.labelled import KINDS, Labelled, LabelledImages, load_halves
+from detco_d2.probes.probes import chance, knn, linear, svm
+from detco_d2.weights.frozen import (
     STAGES,
     FrozenBackbone,
     frozen_backbone,
     random_backbone,
     random_backbone_like,
 )
-from detco_d2.data.labelled import KINDS, Labelled, LabelledImages, load_halves
-from detco_d2.evaluation.features import POOLS, Features, extract
-from detco_d2.evaluation.probes import chance, knn, linear, svm
-from detco_d2.files import replacing
-from detco_d2.provenance import command_line, versions
 
 PROBES = ("knn", "linear", "svm")
 Half = tuple[Features, torch.Tensor]

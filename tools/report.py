@@ -21,10 +21,10 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2.config import add_detco_config
 from detco_d2.config_files import flatten
-from detco_d2.evaluation.html import page
-from detco_d2.evaluation.run_folder import Run, read_config, read_scalars, read_warnings
+from detco_d2.engine.record import command_line
 from detco_d2.files import replacing
-from detco_d2.provenance import command_line
+from detco_d2.reports.page import page
+from detco_d2.reports.run_folder import Run, read_config, read_scalars, read_warnings
 
 logger = logging.getLogger("detco_d2.report")
 

@@ -23,23 +23,16 @@ from pathlib import Path
 import numpy as np
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.checkpoint.frozen import (
-    STAGES,
-    FrozenBackbone,
-    frozen_backbone,
-    random_backbone,
-    random_backbone_like,
-)
 from detco_d2.data.datasets import list_images
 from detco_d2.data.decode import UnreadableImage
-from detco_d2.evaluation.feature_drawing import (
+from detco_d2.reports.feature_drawing import (
     Matches,
     Neighbours,
     draw_components,
     draw_matches,
     draw_neighbours,
 )
-from detco_d2.evaluation.feature_pictures import (
+from detco_d2.reports.features import (
     Box,
     best_patches,
     draw_views,
@@ -49,6 +42,13 @@ from detco_d2.evaluation.feature_pictures import (
     principal_colours,
     read_square,
     snap,
+)
+from detco_d2.weights.frozen import (
+    STAGES,
+    FrozenBackbone,
+    frozen_backbone,
+    random_backbone,
+    random_backbone_like,
 )
 
 logger = logging.getLogger("detco_d2.visualize")

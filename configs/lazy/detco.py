@@ -14,9 +14,9 @@ from detectron2.modeling.backbone import BasicStem
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from detco_d2.data.build import build_pretrain_loader, pack_images
 from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.stream import build_pretrain_loader, pack_images
 from detco_d2.modeling.detco import DetCo
 from detco_d2.modeling.encoder import Encoder, ProjectionHead
 

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..config import required_views
+from ..families import required_views
 from .decode import UnreadableImage, decode_image
 from .jigsaw import cut_jigsaw, cut_jigsaw_batch, draw_jigsaw
 from .photometric import Photometric, apply_batched, apply_exact, apply_fast, pack

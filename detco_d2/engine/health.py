@@ -1,8 +1,7 @@
-"""What a run says of itself while it trains, without labels: numbers, one line, a picture."""
+"""What a run says of itself while it trains, without labels: numbers, and one line."""
 
 import logging
 import math
-import os
 import statistics
 from collections.abc import Iterable
 from typing import Any
@@ -10,10 +9,6 @@ from typing import Any
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage
-from PIL import Image
-
-from ..data.pictures import draw_views
-from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -194,49 +189,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.{digits}f} {unit}"
     return f"{seconds:.0f} s"
-
-
-class ViewsHook(HookBase):
-    """Draws the views of a step that has been made: OUTPUT_DIR/views/iteration_0000000.png.
-
-    At the first step of the process, every so many iterations, and at the next step after somebody
-    has made a file `show_views` in OUTPUT_DIR, which is then removed. On the main process.
-    """
-
-    def __init__(self, step: Any, folder: str, image_format: str, period: int) -> None:
-        """
-        Args:
-            step: a :class:`PretrainStep`.
-            folder: OUTPUT_DIR.
-            image_format: channel order of the views.
-            period: iterations; 0: only the first step and on request.
-        """
-        self.step = step
-        self.folder = folder
-        self.image_format = image_format
-        self.period = period
-        self.request = os.path.join(folder, "show_views")
-
-    def before_step(self) -> None:
-        iteration = self.trainer.iter
-        is_first = iteration == self.trainer.start_iter
-        is_due = self.period > 0 and iteration % self.period == 0
-        self.step.keep_views = is_first or is_due or os.path.exists(self.request)
-
-    def after_step(self) -> None:
-        views, self.step.views = self.step.views, None
-        if views is None:
-            return
-        picture = draw_views(views, image_format=self.image_format)
-        self.trainer.storage.put_image("views", picture.transpose(2, 0, 1))
-        folder = os.path.join(self.folder, "views")
-        file = os.path.join(folder, f"iteration_{self.trainer.iter:07d}.png")
-        try:
-            if os.path.exists(self.request):
-                os.unlink(self.request)
-            os.makedirs(folder, exist_ok=True)
-            with replacing(file) as part:
-                Image.fromarray(picture).save(part, format="PNG")
-            logger.info("The views of iteration %d: %s", self.trainer.iter, file)
-        except OSError as error:  # a full disk; training matters more
-            logger.warning("Cannot draw the views into %s: %s", file, error)

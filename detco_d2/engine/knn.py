@@ -10,11 +10,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..checkpoint.frozen import FrozenBackbone
-from ..checkpoint.input_spec import InputSpec
-from ..data.labelled import Labelled, LabelledImages, load_halves
-from ..evaluation.features import extract
-from ..evaluation.probes import chance, knn
+from ..probes.features import extract
+from ..probes.labelled import Labelled, LabelledImages, load_halves
+from ..probes.probes import chance, knn
+from ..weights.frozen import FrozenBackbone
+from ..weights.input_spec import InputSpec
 
 _KEY = "TEST.KNN.DATASET"
 

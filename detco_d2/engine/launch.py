@@ -13,12 +13,12 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ..compat import create_local_process_group
+from .machine import check_gpus
 from .stopping import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,6 @@ def _under_torchrun() -> bool:
     )
 
 
-def _check_gpus(wanted: int) -> None:
-    available = torch.cuda.device_count()
-    if wanted > available:
-        raise RuntimeError(
-            f"{wanted} GPU(s) asked for on this machine, which has {available}. Pass --num-gpus "
-            f"{available}" + ("" if available else " to run on the CPU") + "."
-        )
-
-
 def _run_torchrun_worker(
     main: Callable[[Any], Any], args: argparse.Namespace, timeout: timedelta
 ) -> Any:
@@ -47,7 +38,7 @@ def _run_torchrun_worker(
     on_gpu = args.num_gpus > 0
     _end_with_parent()
     if on_gpu:
-        _check_gpus(local_world)
+        check_gpus(local_world)
         torch.cuda.set_device(local_rank)
     store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -107,7 +98,7 @@ def num_processes(args: argparse.Namespace) -> int:
     """
     if _under_torchrun():
         return int(os.environ["WORLD_SIZE"])
-    _check_gpus(args.num_gpus)
+    check_gpus(args.num_gpus)
     return max(1, args.num_gpus) * args.num_machines
 
 
@@ -129,7 +120,7 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
     wait = timedelta(seconds=timeout)
     if _under_torchrun():
         return record(_run_torchrun_worker)(main, args, wait)
-    _check_gpus(args.num_gpus)
+    check_gpus(args.num_gpus)
     if args.num_gpus == 0:
         if args.num_machines > 1:
             raise RuntimeError("Several CPU machines start with torchrun, not --num-machines.")
@@ -145,39 +136,3 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
             timeout=wait,
         )
     )
-
-
-def _replace_sync_bn(node: CfgNode, replacement: str) -> None:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            _replace_sync_bn(value, replacement)
-        elif value == "SyncBN":
-            node[key] = replacement
-            logger.info("On the CPU: a SyncBN is replaced by %s.", replacement)
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next step to take.
-
-    The C library gives large blocks back at once, and taking them again costs a page fault for
-    every 4 KiB: a tenth of a step on the CPU. Does nothing where that library is not glibc.
-    """
-    trim_threshold, mmap_max = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-
-
-def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
-    """Set the device, and on the CPU replace every SyncBN, which torch only has for GPUs.
-
-    A single process has the same statistics with BN; several use Detectron2's naive SyncBN.
-    """
-    if num_gpus > 0:
-        return
-    cfg.MODEL.DEVICE = "cpu"
-    replacement = "BN" if comm.get_world_size() == 1 else "naiveSyncBN"
-    _replace_sync_bn(cfg.MODEL, replacement)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,90 +11,25 @@ from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from ..data.build import build_pretrain_loader, mix_seed, pack_images
-from ..data.datasets import load_images, prepare_datasets
+from ..data.datasets import load_images
 from ..data.mapper import DetCoDatasetMapper
-from ..data.shards import build_shard_loader, find_shards, is_shard_name, list_shards
+from ..data.stream import build_pretrain_loader, mix_seed, pack_images
+from ..data.tar import build_shard_loader, find_shards, is_shard_name
 from .guard import BadImages, NonFiniteSteps
-from .health import PERIOD, HealthHook, ViewsHook
+from .health import PERIOD, HealthHook
 from .hooks import CheckpointHook, StopHook
-from .knn import KNNHook, load_knn_halves
-from .launch import keep_freed_memory
+from .knn import KNNHook
+from .machine import keep_freed_memory
+from .preflight import check_batch
 from .step import PretrainStep
 from .stopping import StopRequest
 from .trainer import Trainer
-from .writers import build_writers, check_wandb
+from .views_hook import ViewsHook
+from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
 _STEP = 10  # a kind of draw, see mix_seed; the data uses those below
-
-
-def check_images(names: Sequence[str]) -> None:
-    """Refuse a DATASETS.TRAIN that names what is not there, before any process starts.
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`list_shards` and
-            :func:`prepare_datasets`.
-    """
-    if any(is_shard_name(name) for name in names):
-        list_shards(names)
-    else:
-        prepare_datasets(names, [])
-
-
-def check_run(cfg: CfgNode, processes: int) -> None:
-    """Refuse what would fail in every process, before any process starts.
-
-    The images of folders and data sets are counted for it; those of tar shards take too long.
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch`,
-            :func:`load_knn_halves` and :func:`check_wandb`; or fewer tar shards than loader
-            processes.
-    """
-    check_wandb(cfg)
-    if cfg.TEST.KNN.DATASET:
-        load_knn_halves(cfg)
-    names, workers = cfg.DATASETS.TRAIN, max(1, cfg.DATALOADER.NUM_WORKERS)
-    check_images(names)
-    if any(is_shard_name(name) for name in names):
-        shards = len(list_shards(names))
-        if shards < processes * workers:
-            raise ValueError(
-                f"DATASETS.TRAIN has {shards} tar shards for {processes} processes x {workers} "
-                "DATALOADER.NUM_WORKERS, each of which needs its own; lower one of them, or write "
-                "more (smaller) shards."
-            )
-    else:
-        check_batch(cfg, len(load_images(names)), processes)
-
-
-def check_batch(cfg: CfgNode, num_images: int, processes: int) -> None:
-    """
-    Raises:
-        ValueError: a batch that the processes cannot share or the data cannot fill, or more loader
-            processes than images.
-    """
-    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
-    workers = cfg.DATALOADER.NUM_WORKERS
-    if parts < 1 or batch % (processes * parts):
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes of {parts} "
-            "SOLVER.ACCUMULATION_STEPS each cannot share equally; make it a multiple of "
-            f"{processes * max(parts, 1)}, and the steps at least 1."
-        )
-    if batch > num_images:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {batch}, but DATASETS.TRAIN has {num_images} images; the "
-            "same image would be its own negative. Lower the batch or add images."
-        )
-    if processes * workers > num_images:
-        raise ValueError(
-            f"DATALOADER.NUM_WORKERS is {workers} for each of {processes} processes, more than "
-            f"the {num_images} images of DATASETS.TRAIN; lower it to at most "
-            f"{num_images // processes}."
-        )
 
 
 def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:

@@ -11,8 +11,8 @@ from detectron2.engine.train_loop import AMPTrainer
 from detectron2.utils import comm
 from fvcore.common.history_buffer import HistoryBuffer
 
-from ..checkpoint.handover import BackboneCheckpointer
-from ..checkpoint.input_spec import InputSpec
+from ..weights.checkpointer import BackboneCheckpointer
+from ..weights.input_spec import InputSpec
 
 
 class Trainer(DefaultTrainer):

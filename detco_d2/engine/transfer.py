@@ -16,9 +16,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
 )
 
-from ..checkpoint.handover import BackboneCheckpointer
-from ..checkpoint.input_spec import InputSpec
 from ..compat import has_compiled_coco_evaluator, mend_cityscapesscripts
+from ..weights.checkpointer import BackboneCheckpointer
+from ..weights.input_spec import InputSpec
 from .trainer import Trainer
 
 

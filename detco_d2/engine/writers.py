@@ -1,6 +1,5 @@
 """Where the scalars and pictures of pretraining go: JSON, TensorBoard, and W&B if asked for."""
 
-import importlib.util
 import os
 import uuid
 from pathlib import Path
@@ -15,23 +14,10 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
-from ..checkpoint.saving import find_checkpoints
 from ..files import replacing
+from ..weights.saving import find_checkpoints
 
 _ID_FILE = "wandb_run_id"
-
-
-def check_wandb(cfg: CfgNode) -> None:
-    """
-    Raises:
-        ImportError: WANDB.PROJECT is set and the package is missing.
-    """
-    spec = importlib.util.find_spec("wandb") if cfg.WANDB.PROJECT else None
-    if cfg.WANDB.PROJECT and (spec is None or spec.origin is None):  # a folder of that name
-        raise ImportError(
-            f"WANDB.PROJECT is {cfg.WANDB.PROJECT!r}, and Weights & Biases is not installed: "
-            "pip install wandb"
-        )
 
 
 def build_writers(cfg: CfgNode) -> list[EventWriter]:

@@ -14,18 +14,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..compat import current_event_storage
-from ..config import FAMILIES, check_detco_config, required_views
+from ..config_checks import check_detco_config
+from ..families import FAMILIES, required_views
 from .distributed import RowExchange, batch_permutation, concat_all_gather, own_rows
 from .encoder import Encoder, ProjectionHead, checkpoint_activations
-from .losses import (
-    MIN_FUSED_TEMPERATURE,
-    alignment,
-    embedding_spread,
-    fused_info_nce,
-    info_nce,
-    top_k_accuracy,
-    uniformity,
-)
+from .losses import MIN_FUSED_TEMPERATURE, fused_info_nce, info_nce
+from .monitors import alignment, embedding_spread, top_k_accuracy, uniformity
 from .queue import KeyQueue
 
 
@@ -65,7 +59,7 @@ class DetCo(nn.Module):
         """
         Args:
             query_encoder: backbone and heads; the momentum encoder starts as its copy.
-            families: any of gg, ll, gl (see :data:`detco_d2.config.FAMILIES`).
+            families: any of gg, ll, gl (see :data:`detco_d2.families.FAMILIES`).
             stage_weights: w_i for each stage of the encoder.
             queue_length: K, in images.
             embed_dim: D.

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from detco_d2.data.build import collate_views
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.stream import collate_views
 
 from ..conftest import load_config
 

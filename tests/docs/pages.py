@@ -77,17 +77,19 @@ def links(text: str) -> list[tuple[str, str]]:
     return re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", _without_fences(text))
 
 
-def line_links(text: str) -> list[tuple[str, str, int]]:
-    """(name, target, line) of every link to a line of code."""
-    found = [(name, target, re.search(r"#L(\d+)$", target)) for name, target in links(text)]
-    return [(name, target, int(match[1])) for name, target, match in found if match]
+def name_links(text: str) -> list[tuple[str, str]]:
+    """(name, target) of every link from a name to the file that defines it."""
+    named = re.compile(r"`?[\w.]*\w`?")
+    code = [pair for pair in links(text) if pair[1].endswith(".py")]
+    return [(n, target) for n, target in code if named.fullmatch(n) and not n.endswith(".py")]
 
 
-def defines(line: str, name: str) -> bool:
-    """Whether a line of code defines a function, class, variable or key of this name."""
+def defines(code: str, name: str) -> bool:
+    """Whether code defines a function, class, variable or key of this name."""
     name = name.strip("`")
     last, whole = re.escape(name.rpartition(".")[2]), re.escape(name)
-    return bool(re.match(rf"\s*(def|class) {last}\b|\s*(cfg\.)?{whole}(: [^=]+)? = ", line))
+    pattern = rf"^\s*(?:(?:def|class) {last}\b|(?:cfg\.)?{whole}(?:: [^=]+)? = )"
+    return bool(re.search(pattern, code, re.M))
 
 
 def anchors(text: str) -> set[str]:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from detco_d2.checkpoint.handover import load_backbone
-from detco_d2.checkpoint.names import detectron2_to_torchvision
 from detco_d2.data.cityscapes import make_train_id_files
-from detco_d2.data.layouts import write_cityscapes, write_coco, write_voc
 from detco_d2.data.synthetic import write_scenes
+from detco_d2.weights.backbone import load_backbone
+from detco_d2.weights.names import detectron2_to_torchvision
 
-from ..checkpoint.test_input_spec import write_caffe2
 from ..conftest import ROOT
+from ..layouts import write_cityscapes, write_coco, write_voc
+from ..weights.test_input_spec import write_caffe2
 from .rules import PRETRAIN
 
 REPOSITORY = ("configs", "detco_d2", "docs", "tests", "tools", "Makefile", "pretrain_net.py")

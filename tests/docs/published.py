@@ -1,6 +1,6 @@
 """The tables of the paper's figures in docs/MODEL_ZOO.md: `python -m tests.docs.published`."""
 
-from detco_d2.evaluation.tables import KIND_TITLES, read_published
+from detco_d2.reports.tables import KIND_TITLES, read_published
 
 # (title, columns (heading, task), kinds)
 LOW = ("1", "2", "5", "10")

@@ -9,10 +9,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from detco_d2.checkpoint.exporting import to_torchvision, write_tensors
-from detco_d2.checkpoint.handover import read_backbone
 from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.transfer import TransferTrainer
+from detco_d2.weights.backbone import read_backbone
+from detco_d2.weights.export import to_torchvision, write_tensors
 
 from ..conftest import load_config
 from .test_transfer import SMALL

@@ -1,21 +1,15 @@
-"""The status line, the scalars of health, the warning of a collapse, the picture of the views."""
+"""The status line, the scalars of health, the warning of a collapse."""
 
 import json
 import logging
 import math
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from PIL import Image
 
-from detco_d2.data import pictures
-from detco_d2.engine import health
-from detco_d2.engine.health import HealthHook, ViewsHook, duration
+from detco_d2.engine.health import HealthHook, duration
 
 from .test_pretrain import make_trainer
 
@@ -173,60 +167,3 @@ def test_a_real_run_records_health_for_every_family_stage_and_view(scenes, tmp_p
     assert last["queue/filled"] == 1 and last["queue/age"] == 10 / 4
     assert last["chance/loss"] == math.log(11) and last["iteration"] == 3
     assert lines(said)[-1].startswith("iteration 4 of 4 (100 %), 0 s left | loss ")
-
-
-def pictures_of(folder):
-    return sorted(path.name for path in Path(folder, "views").iterdir())
-
-
-def test_the_picture_at_the_start_shows_what_entered_the_step(scenes, tmp_path, monkeypatch, said):
-    entered, drawn = [], []
-    trainer = make_trainer(scenes, tmp_path, 2, "SOLVER.ACCUMULATION_STEPS", 2)
-    forward = trainer.model.forward
-    trainer.model.forward = lambda batch, **other: entered.append(batch) or forward(batch, **other)
-    monkeypatch.setattr(
-        health, "draw_views", lambda b, **o: drawn.append(b) or pictures.draw_views(b, **o)
-    )
-    trainer.train()
-    assert pictures_of(tmp_path) == ["iteration_0000000.png"]
-    assert len(entered) == 4 and len(drawn) == 1
-    assert drawn[0] is entered[1]  # the last part of the first step, not a copy
-    assert trainer._trainer.views is None
-    expected = pictures.draw_views(entered[1])
-    file = tmp_path / "views" / "iteration_0000000.png"
-    assert np.array_equal(np.asarray(Image.open(file)), expected)
-    assert f"The views of iteration 0: {file}" in said.text
-
-
-def test_pictures_come_with_a_period_on_request_and_after_a_resume(scenes, tmp_path):
-    moco = ["MODEL.DETCO.FAMILIES", ["gg"], "MODEL.DETCO.STAGES", ["res5"]]
-    moco += ["MODEL.DETCO.STAGE_WEIGHTS", [1.0]]
-    first = make_trainer(scenes, tmp_path, 3, "VIS_PERIOD", 2, *moco)
-    first.train()
-    assert pictures_of(tmp_path) == ["iteration_0000000.png", "iteration_0000002.png"]
-    second = make_trainer(scenes, tmp_path, 6, *moco)
-    second.resume_or_load(resume=True)
-    before_step = second.before_step
-
-    def ask():
-        if second.iter == 4:
-            (tmp_path / "show_views").touch()
-        before_step()
-
-    second.before_step = ask
-    second.train()
-    assert pictures_of(tmp_path)[2:] == ["iteration_0000003.png", "iteration_0000004.png"]
-    assert not (tmp_path / "show_views").exists()
-
-
-def test_a_picture_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
-    (tmp_path / "views").write_text("where a folder should be")
-    step = SimpleNamespace(views={"global_query": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)})
-    hook = ViewsHook(step, str(tmp_path), "RGB", 0)
-    with EventStorage() as storage:
-        hook.trainer = SimpleNamespace(iter=3, start_iter=3, storage=storage)
-        hook.before_step()
-        assert step.keep_views
-        hook.after_step()
-    assert "Cannot draw the views into" in caplog.text and "iteration_0000003.png" in caplog.text
-    assert os.listdir(tmp_path) == ["views"] and step.views is None

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detco_d2.checkpoint.frozen import FrozenBackbone, frozen_backbone
-from detco_d2.checkpoint.input_spec import InputSpec
-from detco_d2.data.labelled import LabelledImages
 from detco_d2.engine.knn import KNNHook, load_knn_halves
-from detco_d2.engine.pretrain import check_run
-from detco_d2.evaluation.features import extract
-from detco_d2.evaluation.probes import knn
+from detco_d2.engine.preflight import check_run
+from detco_d2.probes.features import extract
+from detco_d2.probes.labelled import LabelledImages
+from detco_d2.probes.probes import knn
+from detco_d2.weights.frozen import FrozenBackbone, frozen_backbone
+from detco_d2.weights.input_spec import InputSpec
 
 from ..conftest import R18, TINY, tiny_config
 from ..distributed.test_two_processes import torchrun

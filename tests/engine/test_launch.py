@@ -8,7 +8,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from detco_d2.engine.launch import adapt_to_machine, launch
+from detco_d2.engine.launch import launch
+from detco_d2.engine.machine import adapt_to_machine
 
 from .. import warm
 from ..conftest import load_config

@@ -12,7 +12,8 @@ import torch
 from detectron2.utils.env import seed_all_rng
 
 from detco_d2.data.synthetic import register_scenes
-from detco_d2.engine.pretrain import PretrainTrainer, check_batch, check_images, with_schedule
+from detco_d2.engine.preflight import check_batch, check_images
+from detco_d2.engine.pretrain import PretrainTrainer, with_schedule
 
 from ..conftest import tiny_config
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from detectron2.utils.events import EventStorage
 
-from detco_d2.config import check_detco_config
-from detco_d2.engine.pretrain import check_run
+from detco_d2.config_checks import check_detco_config
+from detco_d2.engine.preflight import check_run
 from detco_d2.engine.writers import WandbWriter, build_writers
 
 from ..conftest import tiny_config

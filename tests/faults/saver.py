@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from detco_d2.checkpoint.saving import DurableCheckpointer, newest_intact
+from detco_d2.weights.saving import DurableCheckpointer, newest_intact
 
 
 def save(folder: str, iteration: int) -> None:

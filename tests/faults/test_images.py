@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from detco_d2.data.build import StreamDataset, StreamSampler, build_pretrain_loader
 from detco_d2.data.datasets import list_images
 from detco_d2.data.decode import UnreadableImage, decode_image
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.data.shards import ShardStream, find_shards
+from detco_d2.data.stream import StreamDataset, StreamSampler, build_pretrain_loader
+from detco_d2.data.tar import ShardStream, find_shards
 
 from ..conftest import load_config
 from ..data.test_decode import decode, encode, photo, pixel, refuse

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from detco_d2.config import check_detco_config, load_config
+from detco_d2.config import load_config
+from detco_d2.config_checks import check_detco_config
 
 from ..conftest import ROOT
 

@@ -9,10 +9,10 @@ import tempfile
 import pytest
 from PIL import Image
 
-from detco_d2.data.build import build_pretrain_loader
 from detco_d2.data.datasets import list_images, load_images
 from detco_d2.data.decode import UnreadableImage
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.data.stream import build_pretrain_loader
 
 from ..conftest import load_config
 

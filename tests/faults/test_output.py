@@ -8,8 +8,9 @@ from datetime import datetime
 import pytest
 import torch
 
-from detco_d2.engine.output import check_output_dir, note_start
-from detco_d2.engine.pretrain import check_run, with_schedule
+from detco_d2.engine.preflight import check_output_dir, check_run
+from detco_d2.engine.pretrain import with_schedule
+from detco_d2.engine.record import note_start
 
 from ..conftest import tiny_config
 from .harness import command, finish

@@ -9,7 +9,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from detco_d2.data.build import StreamDataset, StreamSampler
+from detco_d2.data.stream import StreamDataset, StreamSampler
 
 from ..engine.test_pretrain import make_trainer
 from .harness import Run, changed, command, finish, processes_of, saved_state, wait_for

@@ -10,8 +10,8 @@ import types
 import pytest
 import torch
 
-from detco_d2.checkpoint.saving import DurableCheckpointer, find_checkpoints, newest_intact
 from detco_d2.engine.hooks import CheckpointHook
+from detco_d2.weights.saving import DurableCheckpointer, find_checkpoints, newest_intact
 
 from .. import warm
 from .harness import command, finish

@@ -24,15 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
-from detco_d2.checkpoint.handover import (
-    BackboneCheckpointer,
-    check_complete,
-    input_spec_of,
-    load_backbone,
-)
-from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC, InputSpec
-from detco_d2.checkpoint.reading import read_weight_file, tensors_of
-from detco_d2.config import check_detco_config, load_config
+from detco_d2.config import load_config
+from detco_d2.config_checks import check_detco_config
+from detco_d2.weights.backbone import check_complete, input_spec_of, load_backbone
+from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
+from detco_d2.weights.reading import read_weight_file, tensors_of
 
 from ..conftest import ROOT, tiny_config
 

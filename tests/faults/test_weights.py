@@ -7,11 +7,12 @@ import torch
 import torchvision
 from detectron2.modeling import build_model
 
-from detco_d2.checkpoint.exporting import save_backbone
-from detco_d2.checkpoint.handover import BackboneCheckpointer, check_complete, load_backbone
-from detco_d2.checkpoint.input_spec import TORCHVISION_SPEC, InputSpec
-from detco_d2.checkpoint.names import torchvision_to_detectron2
-from detco_d2.config import check_weights
+from detco_d2.engine.preflight import check_weights
+from detco_d2.weights.backbone import check_complete, load_backbone
+from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.export import save_backbone
+from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
+from detco_d2.weights.names import torchvision_to_detectron2
 
 from ..conftest import load_config
 

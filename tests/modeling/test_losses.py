@@ -7,13 +7,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-from detco_d2.modeling.losses import (
-    alignment,
-    embedding_spread,
-    info_nce,
-    top_k_accuracy,
-    uniformity,
-)
+from detco_d2.modeling.losses import info_nce
+from detco_d2.modeling.monitors import alignment, embedding_spread, top_k_accuracy, uniformity
 
 from ..conftest import make_batch, tiny_config
 

@@ -1,0 +1,141 @@
+"""A picture of the views that enter the network, drawn while it trains."""
+
+# Shape shorthand in this module:
+#   N: images, S: side of a global view, p: side of a patch, in pixels
+
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from PIL import Image, ImageDraw
+
+from ..data.jigsaw import GRID, original_order
+from ..files import replacing
+
+logger = logging.getLogger(__name__)
+
+GAP = 2  # pixels between the patches of a set
+MARGIN = 16  # pixels around each view
+TITLE_HEIGHT = 34  # pixels, two lines
+_LEAST_SIDE = 180  # pixels; smaller views are enlarged by a whole factor
+
+
+class ViewsHook(HookBase):
+    """Draws the views of a step that has been made: OUTPUT_DIR/views/iteration_0000000.png.
+
+    At the first step of the process, every so many iterations, and at the next step after somebody
+    has made a file `show_views` in OUTPUT_DIR, which is then removed. On the main process.
+    """
+
+    def __init__(self, step: Any, folder: str, image_format: str, period: int) -> None:
+        """
+        Args:
+            step: a :class:`PretrainStep`.
+            folder: OUTPUT_DIR.
+            image_format: channel order of the views.
+            period: iterations; 0: only the first step and on request.
+        """
+        self.step = step
+        self.folder = folder
+        self.image_format = image_format
+        self.period = period
+        self.request = os.path.join(folder, "show_views")
+
+    def before_step(self) -> None:
+        iteration = self.trainer.iter
+        is_first = iteration == self.trainer.start_iter
+        is_due = self.period > 0 and iteration % self.period == 0
+        self.step.keep_views = is_first or is_due or os.path.exists(self.request)
+
+    def after_step(self) -> None:
+        views, self.step.views = self.step.views, None
+        if views is None:
+            return
+        picture = draw_views(views, image_format=self.image_format)
+        self.trainer.storage.put_image("views", picture.transpose(2, 0, 1))
+        folder = os.path.join(self.folder, "views")
+        file = os.path.join(folder, f"iteration_{self.trainer.iter:07d}.png")
+        try:
+            if os.path.exists(self.request):
+                os.unlink(self.request)
+            os.makedirs(folder, exist_ok=True)
+            with replacing(file) as part:
+                Image.fromarray(picture).save(part, format="PNG")
+            logger.info("The views of iteration %d: %s", self.trainer.iter, file)
+        except OSError as error:  # a full disk; training matters more
+            logger.warning("Cannot draw the views into %s: %s", file, error)
+
+
+def draw_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB") -> np.ndarray:
+    """The views of the first images of a batch, one image a row, under titles.
+
+    Global query and key, then the 3x3 sets of local query and key, each as it enters the network
+    and with every patch at its place in the crop. Views that the batch lacks are left out.
+
+    Args:
+        batch: what :meth:`DetCoDatasetMapper.finish` returns: `global_query`, `global_key` of shape
+            (N, 3, S, S), `local_query`, `local_key` of shape (N, 9, 3, p, p), uint8, the latter
+            with `{view}/cells` of shape (N, 9).
+        images: how many of the N, at most.
+        image_format: channel order of the views, "RGB" or "BGR".
+
+    Returns:
+        an RGB picture, uint8, of shape (H, W, 3).
+
+    Raises:
+        ValueError: there is no view in the batch.
+    """
+    columns: dict[str, list[np.ndarray]] = {}
+    for view in ("global_query", "global_key", "local_query", "local_key"):
+        if view not in batch:
+            continue
+        pixels = batch[view][:images].cpu()
+        if image_format == "BGR":
+            pixels = pixels.flip(-3)
+        title = view.replace("_", " ")
+        if view.startswith("global"):
+            columns[title] = [_enlarged(image) for image in pixels]
+            continue
+        cells = batch[f"{view}/cells"][:images].cpu()
+        columns[f"{title}\nas it enters"] = [_enlarged(_board(patches)) for patches in pixels]
+        columns[f"{title}\noriginal order"] = [
+            _enlarged(_board(original_order(*pair))) for pair in zip(pixels, cells)
+        ]
+    if not columns:
+        raise ValueError(f"A batch of {sorted(batch)} has no view to draw.")
+    return _table(columns)
+
+
+def _board(patches: torch.Tensor) -> torch.Tensor:
+    """Nine patches of shape (9, 3, p, p) as a white board with gaps, of shape (3, s, s)."""
+    side = patches.shape[-1]
+    step = side + GAP
+    board = patches.new_full((3, GRID * step - GAP, GRID * step - GAP), 255)
+    for i, patch in enumerate(patches):
+        y, x = i // GRID * step, i % GRID * step
+        board[:, y : y + side, x : x + side] = patch
+    return board
+
+
+def _enlarged(image: torch.Tensor) -> np.ndarray:
+    """An image of shape (3, s, s) as (s, s, 3), each pixel repeated if it is small."""
+    factor = max(1, round(_LEAST_SIDE / image.shape[-1]))
+    return image.permute(1, 2, 0).numpy().repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _table(columns: dict[str, list[np.ndarray]]) -> np.ndarray:
+    """Columns of equally many square images, each under its title."""
+    height = max(column[0].shape[0] for column in columns.values()) + MARGIN
+    rows = len(next(iter(columns.values())))
+    width = sum(column[0].shape[1] + MARGIN for column in columns.values()) + MARGIN
+    picture = Image.new("RGB", (width, TITLE_HEIGHT + rows * height), "white")
+    pen, x = ImageDraw.Draw(picture), MARGIN
+    for title, column in columns.items():
+        pen.multiline_text((x, 2), title, fill="black")
+        for row, image in enumerate(column):
+            picture.paste(Image.fromarray(image), (x, TITLE_HEIGHT + row * height))
+        x += column[0].shape[1] + MARGIN
+    return np.asarray(picture)

@@ -1,0 +1,1 @@
+"""Weights -> numbers: features, k-NN, linear and SVM probes, labelled data for them."""

@@ -1,0 +1,305 @@
+"""Labelled images for probes: folders of classes, or what the boxes of a detection data set hold.
+
+Three kinds of labels:
+
+- a folder of class folders: the whole image, its class;
+- "crops" of a detection data set: the inside of every box, its class;
+- "images" of a detection data set: the whole image, which classes it contains (the VOC07 SVM task).
+"""
+
+import logging
+import os
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.transforms import functional as TF
+
+from ..data.check import check_datasets
+from ..data.datasets import list_images, register_by_name, seeded_subset
+from ..data.decode import MAX_PIXELS, UnreadableImage, decode_image
+from ..data.stream import map_seeded, mix_seed, pack_images
+from ..data.views import RATIO
+
+KINDS = ("crops", "images")
+_VIEW = 20  # a kind of draw, see mix_seed
+_TEST_SHARE = 0.25
+_CONTEXT = 0.1  # of a box's longer side, on each side of a crop
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images, or parts of images, and their labels.
+
+    Attributes:
+        items: dicts of `file_name`, `kind` ("folder" or one of KINDS), and `box` for a crop
+            (x0, y0, x1, y1 in pixels).
+        labels: class numbers of shape (N,); or, of shape (N, C), 1 where an image has a class, 0
+            where it has not, -1 where that cannot be told.
+        classes: their names.
+    """
+
+    items: Sequence[dict[str, Any]]
+    labels: np.ndarray
+    classes: list[str]
+
+    def take(self, indices: Sequence[int]) -> "Labelled":
+        chosen = list(indices)
+        return replace(self, items=[self.items[i] for i in chosen], labels=self.labels[chosen])
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """Pairs of an item's number and its uint8 image of shape (3, S, S), or None if unreadable."""
+
+    def __init__(self, labelled: Labelled, size: int, view: int | None = None) -> None:
+        """
+        Args:
+            labelled: what to read.
+            size: S in pixels. A folder's image is resized to 256/224 of it and cut to its centre;
+                the others are resized whole.
+            view: None, or which of the random crops (0.2 to 1 of the area, flipped half the time)
+                to take instead.
+        """
+        self.items = pack_images(list(labelled.items))
+        self.size = size
+        self.view = view
+        self._decoded: tuple[str, Image.Image | None] = ("", None)  # its boxes come one by one
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
+        item = self.items[index]
+        if self._decoded[0] != item["file_name"]:
+            self._decoded = (item["file_name"], _decode(item["file_name"]))
+        image = self._decoded[1]
+        if image is None:
+            return index, None
+        if "box" in item:
+            image = image.crop(_square(item["box"], image.size))
+        if self.view is not None:
+            image = map_seeded(self._random_view, image, mix_seed(self.view, _VIEW, index))
+        elif item["kind"] == "folder":
+            image = TF.resize(image, round(self.size * 256 / 224))
+            image = TF.center_crop(image, [self.size, self.size])
+        else:
+            image = TF.resize(image, [self.size, self.size])
+        return index, torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+
+    def _random_view(self, image: Image.Image) -> Image.Image:
+        crop = T.RandomResizedCrop(self.size, (0.2, 1.0), RATIO)
+        return T.RandomHorizontalFlip()(crop(image))
+
+
+def _decode(path: str) -> Image.Image | None:
+    try:
+        with PathManager.open(path, "rb") as file:
+            return decode_image(file, min_side=1, max_pixels=MAX_PIXELS)
+    except (UnreadableImage, OSError, ValueError):
+        return None
+
+
+def _square(box: Sequence[float], size: tuple[int, int]) -> tuple[int, ...]:
+    """A square around a box with some context, moved into the image; less where it is too small."""
+    side = max(box[2] - box[0], box[3] - box[1]) * (1 + 2 * _CONTEXT)
+    corners = []
+    for low, high, length in zip(box[:2], box[2:], size):
+        start = min(max((low + high - side) / 2, 0), max(length - side, 0))
+        corners.append((round(start), min(round(start + side), length)))
+    return (corners[0][0], corners[1][0], corners[0][1], corners[1][1])
+
+
+def load_halves(
+    data: str,
+    test: str = "",
+    *,
+    kind: str = "crops",
+    max_images: int = 0,
+    min_box: int = 16,
+    seed: int = 0,
+    key: str = "--data",
+) -> tuple[Labelled, Labelled]:
+    """What a probe trains on, and what it is tested on.
+
+    Args:
+        data: a folder of class folders, or of such folders in `train` and `val` (or `test`); a
+            folder in VOC's layout; or a detection data set that :func:`register_by_name` knows.
+        test: the same, for the test half; by default the one that `data` brings, or else a quarter
+            of its images drawn from the seed, so that the crops of an image stay together.
+        kind: "crops" or "images", of a detection data set.
+        max_images: most items of each half, drawn from the seed; 0: all.
+        min_box: boxes with a shorter side than this many pixels are left out of crops.
+        seed: of the draws.
+        key: what names `data`, for messages.
+
+    Raises:
+        ValueError: no labels, a single class, an unknown data set, a test half with other classes.
+        FileNotFoundError: no such folder or file, or no image in it.
+    """
+    first, second = _find_halves(data)
+    train = read_labelled(first, kind, min_box, key)
+    if test or second:
+        tested = read_labelled(test or second, kind, min_box, key)
+        tested = _with_classes(tested, train.classes, f"{test or second!r}", f"{first!r}")
+    else:
+        train, tested = _split_by_image(train, seed)
+    if max_images:
+        train, tested = (
+            half.take(seeded_subset(range(len(half.items)), max_images, seed))
+            for half in (train, tested)
+        )
+    present = class_counts(train.labels, len(train.classes))
+    if (present > 0).sum() < 2 or not len(tested.items):
+        raise ValueError(
+            f"{key} {data!r} has {(present > 0).sum()} classes in {len(train.items)} training "
+            f"items, and {len(tested.items)} test items; a probe needs two classes, and something "
+            "to be tested on."
+        )
+    return train, tested
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many items have each class, of shape (C,)."""
+    if labels.ndim == 2:
+        return (labels == 1).sum(axis=0)
+    return np.bincount(labels, minlength=num_classes)
+
+
+def _find_halves(data: str) -> tuple[str, str]:
+    """The names of the training and the test half; the second is empty where there is none."""
+    root = Path(data)
+    lists = root / "ImageSets" / "Main"
+    if lists.is_dir():
+        has_test = (lists / "test.txt").is_file()
+        names = [f"voc_{split}_1_seed0@{root.absolute()}" for split in ("trainval", "test")]
+        return names[0], names[1] if has_test else ""
+    if (root / "train").is_dir():
+        for other in ("val", "test"):
+            if (root / other).is_dir():
+                return str(root / "train"), str(root / other)
+    return data, ""
+
+
+def read_labelled(name: str, kind: str, min_box: int, key: str) -> Labelled:
+    """All that has a label in one half; see :func:`load_halves`."""
+    if os.path.isdir(name):
+        return _read_folder(name, key)
+    register_by_name([name])
+    check_datasets([name], key)
+    images, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+    if not any("annotations" in image for image in images):
+        if metadata.get("image_root"):
+            return _read_folder(metadata.image_root, key)  # ImageNet
+        raise ValueError(f"{key} {name!r} has no labels: neither class folders nor boxes.")
+    classes = list(metadata.thing_classes)
+    for image in images:
+        _mark_unsure(image, metadata)
+    if kind == "images":
+        return Labelled(*_contained_classes(images, len(classes)), classes)
+    items, labels, dropped = _crops(images, min_box)
+    logger.info(
+        "%s: %d boxes of %d images; left out: %d of crowds or difficult, %d with a side below %d "
+        "pixels",
+        *(name, len(items), len(images), dropped["unsure"], dropped["small"], min_box),
+    )
+    if not items:
+        raise ValueError(
+            f"{key} {name!r} has no box of {min_box} pixels or more in {len(images)} images."
+        )
+    return Labelled(items, np.array(labels), classes)
+
+
+def _read_folder(folder: str, key: str) -> Labelled:
+    root = os.path.realpath(folder)
+    files = [image["file_name"] for image in list_images(root)]
+    parts = [Path(os.path.relpath(file, root)).parts for file in files]
+    loose = [file for file, names in zip(files, parts) if len(names) < 2]
+    if loose:
+        raise ValueError(
+            f"{key} {folder!r} has {len(loose)} of {len(files)} images outside of any class folder "
+            f"(such as {loose[0]!r}); expected {os.path.join(folder, 'CLASS', 'IMAGE')}, the same "
+            "below train/ and val/, or a detection data set."
+        )
+    classes = sorted({names[0] for names in parts})
+    number = {name: i for i, name in enumerate(classes)}
+    items = [{"file_name": file, "kind": "folder"} for file in files]
+    return Labelled(items, np.array([number[names[0]] for names in parts]), classes)
+
+
+def _mark_unsure(image: dict[str, Any], metadata: Metadata) -> None:
+    """Set `unsure` of each box: a crowd, or "difficult" in VOC, which Detectron2 does not keep."""
+    boxes = image.get("annotations", [])
+    for box in boxes:
+        box["unsure"] = bool(box.get("iscrowd", 0))
+    if metadata.get("dirname"):
+        file = Path(metadata.dirname, "Annotations", f"{image['image_id']}.xml")
+        for box, element in zip(boxes, ElementTree.parse(file).iterfind("object")):
+            box["unsure"] = element.findtext("difficult") == "1"
+
+
+def _crops(
+    images: Sequence[dict[str, Any]], min_box: int
+) -> tuple[list[dict[str, Any]], list[int], Counter]:
+    items: list[dict[str, Any]] = []
+    labels: list[int] = []
+    dropped: Counter = Counter()
+    for image in images:
+        for found in image.get("annotations", []):
+            box = BoxMode.convert(list(found["bbox"]), found["bbox_mode"], BoxMode.XYXY_ABS)
+            if found["unsure"]:
+                dropped["unsure"] += 1
+            elif min(box[2] - box[0], box[3] - box[1]) < min_box:
+                dropped["small"] += 1
+            else:
+                items.append({"file_name": image["file_name"], "kind": "crops", "box": box})
+                labels.append(found["category_id"])
+    return items, labels, dropped
+
+
+def _contained_classes(
+    images: Sequence[dict[str, Any]], num_classes: int
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    labels = np.zeros((len(images), num_classes), np.int64)
+    for row, image in zip(labels, images):
+        boxes = sorted(image.get("annotations", []), key=lambda box: not box["unsure"])
+        for box in boxes:  # those that are sure come last
+            row[box["category_id"]] = -1 if box["unsure"] else 1
+    return [{"file_name": image["file_name"], "kind": "images"} for image in images], labels
+
+
+def _with_classes(labelled: Labelled, classes: list[str], name: str, other: str) -> Labelled:
+    """The same with its classes numbered as another half has them."""
+    unknown = sorted(set(labelled.classes) - set(classes))
+    if unknown:
+        raise ValueError(f"{name} has classes that {other} has not: {', '.join(unknown[:5])}.")
+    if labelled.classes == classes:
+        return labelled
+    numbers = np.array([classes.index(name) for name in labelled.classes])
+    if labelled.labels.ndim == 1:
+        return replace(labelled, labels=numbers[labelled.labels], classes=classes)
+    labels = np.zeros((len(labelled.items), len(classes)), np.int64)
+    labels[:, numbers] = labelled.labels
+    return replace(labelled, labels=labels, classes=classes)
+
+
+def _split_by_image(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+    files = sorted({item["file_name"] for item in labelled.items})
+    tested = set(seeded_subset(files, round(_TEST_SHARE * len(files)), seed))
+    is_test = [item["file_name"] in tested for item in labelled.items]
+    train, test = (
+        labelled.take([i for i, flag in enumerate(is_test) if flag == wanted])
+        for wanted in (False, True)
+    )
+    return train, test

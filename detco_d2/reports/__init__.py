@@ -1,0 +1,1 @@
+"""Runs -> pages: run folder, page, benchmark, tables, pictures of features."""

@@ -1,0 +1,166 @@
+"""Probes on planted features: all of the class, none of it, and by hand."""
+
+import math
+
+import pytest
+import torch
+
+from detco_d2.probes.probes import knn, linear, svm
+
+CLASSES, TRAIN, TEST, DIM = 4, 400, 400, 16
+
+
+def planted(count, seed, noise=0.1):
+    """Features that are their class's direction with some noise, and the classes."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % CLASSES
+    x = 3 * torch.eye(CLASSES, DIM)[y] + noise * torch.randn(count, DIM, generator=generator)
+    return x, y
+
+
+def shuffled(y, seed):
+    return y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
+
+
+def all_probes(train_x, train_y, test_x, test_y):
+    halves = (train_x, train_y, test_x, test_y)
+    return {
+        "knn": knn(*halves),
+        "linear": linear(train_x[None], train_y, test_x, test_y)["top-1"],
+        "svm": svm(*halves)["top-1"],
+    }
+
+
+def test_features_that_carry_the_class_give_all_of_it():
+    halves = (*planted(TRAIN, 0), *planted(TEST, 1))
+    assert all_probes(*halves) == {"knn": 100.0, "linear": 100.0, "svm": 100.0}
+    assert svm(*halves)["mAP"] == pytest.approx(100)
+
+
+def test_shuffled_labels_give_chance():
+    x, y = planted(TRAIN, 0, noise=3)
+    test_x, test_y = planted(TEST, 1, noise=3)
+    accuracies = all_probes(x, shuffled(y, 2), test_x, shuffled(test_y, 3))
+    chance = 1 / CLASSES  # four standard deviations of a guess: one test in 16,000 fails by chance
+    bound = 100 * 4 * math.sqrt(chance * (1 - chance) / TEST)
+    for name, accuracy in accuracies.items():
+        assert abs(accuracy - 100 * chance) < bound, name
+
+
+def test_the_mean_precision_of_shuffled_labels_is_the_share_of_positives():
+    x, y = planted(TRAIN, 0, noise=3)
+    test_x, test_y = planted(TEST, 1, noise=3)
+    precision = svm(x, shuffled(y, 2), test_x, shuffled(test_y, 3))["mAP"]
+    assert abs(precision - 100 / CLASSES) < 5
+
+
+def test_neighbours_vote_by_similarity():
+    """Two far neighbours of class 1 outvote one near neighbour of class 0 only when hot."""
+    angles = torch.tensor([0.1, 0.8, 0.8])
+    train_x = torch.stack([angles.cos(), angles.sin()], dim=1)
+    halves = (train_x, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    assert knn(*halves, k=3, temperature=0.07) == 100
+    assert knn(*halves, k=3, temperature=10) == 0
+    assert knn(*halves, k=1, temperature=10) == 100
+    assert knn(*halves, k=20) == 100  # more than there are
+
+
+def test_nearest_neighbours_do_not_depend_on_scale_or_block(monkeypatch):
+    x, y = planted(TRAIN, 0, noise=3)
+    test_x, test_y = planted(TEST, 1, noise=3)
+    whole = knn(x, y, test_x, test_y)
+    assert 30 < whole < 95
+    monkeypatch.setattr("detco_d2.probes.probes._SIMILARITIES", 7 * TRAIN)
+    assert knn(100 * x, y, 0.01 * test_x, test_y) == whole
+
+
+def test_the_linear_probe_drops_its_rate_twice_and_never_decays(monkeypatch):
+    rates, made = [], []
+    step = torch.optim.SGD.step
+
+    def note(self, *args, **kwargs):
+        made.append(self)
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", note)
+    x, y = planted(512, 0)
+    linear(x[None], y, x, y)
+    assert len(rates) == 200  # 100 epochs of two batches of 256
+    assert rates[:120] == [30.0] * 120
+    assert rates[120:160] == pytest.approx([3.0] * 40)
+    assert rates[160:] == pytest.approx([0.3] * 40)
+    assert made[0].param_groups[0]["momentum"] == 0.9
+    assert made[0].param_groups[0]["weight_decay"] == 0
+
+
+def test_the_linear_rate_follows_a_batch_that_the_data_cannot_fill(monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
+    )
+    x, y = planted(64, 0)
+    linear(x[None], y, x, y)
+    assert rates[0] == pytest.approx(30 * 64 / 256)
+
+
+def test_the_linear_probe_trains_on_every_view():
+    """The class is in the second view alone: with the first alone nothing can be learned."""
+    x, y = planted(TRAIN, 0)
+    test_x, test_y = planted(TEST, 1)
+    blank = torch.zeros_like(x)
+    assert linear(blank[None], y, test_x, test_y)["top-1"] < 60
+    assert linear(torch.stack([blank, x]), y, test_x, test_y)["top-1"] == 100
+
+
+def test_top_5_comes_with_more_than_five_classes():
+    y = torch.arange(60) % 6
+    x = torch.eye(6)[y]
+    assert linear(x[None], y, x, y) == {"top-1": 100, "top-5": 100}
+    confused = x.clone()
+    confused[y == 0] = 0.9 * torch.eye(6)[1] + 0.1 * torch.eye(6)[0]
+    result = linear(x[None], y, confused, y)
+    assert result["top-1"] == pytest.approx(100 * 5 / 6) and result["top-5"] == 100
+
+
+def test_svms_of_several_classes_an_image_leave_out_what_is_unknown():
+    x, y = planted(TRAIN, 0)
+    several = torch.nn.functional.one_hot(y, CLASSES)
+    several[:, 0] |= several[:, 1]  # class 0 wherever 1 is
+    assert svm(x, several, x, several) == {"mAP": pytest.approx(100)}
+    wrong = several.clone()
+    wrong[:40, 2] = 1 - wrong[:40, 2]
+    assert svm(x, several, x, wrong)["mAP"] < 99
+    wrong[:40, 2] = -1
+    assert svm(x, several, x, wrong)["mAP"] == pytest.approx(100)
+
+
+def test_fewer_items_than_dimensions_are_solved_in_their_span():
+    x, y = planted(60, 0, noise=2)
+    test_x, test_y = planted(TEST, 1, noise=2)
+    narrow = svm(x, y, test_x, test_y)
+    wide = [torch.nn.functional.pad(z, (0, 100)) for z in (x, test_x)]  # 116 dimensions
+    assert svm(wide[0], y, wide[1], test_y)["mAP"] == pytest.approx(narrow["mAP"], abs=0.1)
+    assert 40 < narrow["mAP"] < 95
+
+
+def test_svms_want_a_class_with_both_answers():
+    x = torch.randn(8, 4)
+    same = torch.zeros(8, dtype=torch.long)
+    with pytest.raises(ValueError, match="No class has positive and negative items"):
+        svm(x, same, x, same)
+
+
+def test_a_class_of_one_training_item_gets_an_svm_without_cross_validation():
+    x, y = torch.eye(3)[[0, 1, 0, 1, 2]], torch.tensor([0, 1, 0, 1, 2])
+    assert svm(x, y, x, y) == {"mAP": pytest.approx(100), "top-1": 100}
+
+
+def test_a_missing_scikit_learn_is_said_with_what_brings_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.metrics", None)
+    x, y = planted(8, 0)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        svm(x, y, x, y)

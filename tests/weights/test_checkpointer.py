@@ -1,0 +1,218 @@
+"""A backbone goes from one side to the other without a tensor lost or a feature changed."""
+
+import sys
+from urllib.parse import urlparse
+
+import pytest
+import torch
+import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_backbone, build_model
+
+from detco_d2.weights.backbone import load_backbone
+from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.export import save_backbone
+from detco_d2.weights.input_spec import InputSpec
+
+from .. import warm
+from ..conftest import R18, load_config, tiny_config
+
+R50 = ["MODEL.DETCO.QUEUE_LENGTH", 8, "MODEL.DETCO.EMBED_DIM", 8]
+C4, FPN, RETINANET = (
+    f"coco/{name}_1x.yaml"
+    for name in ("mask_rcnn_R_50_C4", "mask_rcnn_R_50_FPN", "retinanet_R_50_FPN")
+)
+
+
+def shake_norms(model):
+    """Give every norm statistics of its own, or a lost one would not show."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("norm.weight", "norm.bias", "running_mean", "running_var")):
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return model
+
+
+def save_pretraining(cfg, path):
+    torch.manual_seed(0)
+    model = shake_norms(build_model(cfg))
+    spec = InputSpec(cfg)
+    torch.save({"model": model.state_dict(), "iteration": 3, "input_spec": spec.state_dict()}, path)
+    return model.query_encoder.backbone
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A ResNet-50 pretraining checkpoint and its query backbone."""
+    path = str(tmp_path_factory.mktemp("weights") / "model_final.pth")
+    return path, save_pretraining(load_config("detco.yaml", *R50), path)
+
+
+def load_into(config, path, *settings):
+    cfg = load_config(config, *settings)
+    model = build_model(cfg)
+    BackboneCheckpointer(model, input_spec=InputSpec(cfg)).load(path)
+    return model.double().eval()
+
+
+def stages_of(detector, images):
+    """res2..res5 of a detector's backbone, wherever it keeps them."""
+    bottom_up = getattr(detector.backbone, "bottom_up", detector.backbone)
+    x, result = bottom_up.stem(images), {}
+    for name in ("res2", "res3", "res4", "res5"):
+        if hasattr(bottom_up, name):
+            x = result[name] = getattr(bottom_up, name)(x)
+    if "res5" not in result:
+        for block in list(detector.roi_heads.res5.children())[:3]:
+            x = block(x)
+        result["res5"] = x
+    return result
+
+
+@pytest.mark.parametrize("config", [C4, FPN, RETINANET])
+def test_the_detector_computes_the_features_of_the_pretrained_backbone(pretrained, config):
+    path, backbone = pretrained
+    images = torch.randn(
+        1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    with torch.no_grad():
+        expected = backbone.double().eval()(images)
+        found = stages_of(load_into(config, path), images)
+    for stage in ("res2", "res3", "res4", "res5"):
+        assert torch.allclose(found[stage], expected[stage], rtol=1e-6), stage
+
+
+@pytest.mark.parametrize("extension", ["pth", "pkl"])
+def test_a_converted_file_loads_by_detectron2_alone_and_by_us(pretrained, tmp_path, extension):
+    path, backbone = pretrained
+    output = str(tmp_path / f"converted.{extension}")
+    tool = "tools/convert_weights.py"
+    done = warm.run([sys.executable, tool, "--input", path, "--output", output])
+    assert done.returncode == 0, done.stderr
+    assert "265 of 265 backbone tensors of ResNet-50 matched" in done.stdout
+    expected = backbone.res5[2].conv3.weight.float()
+    plain = build_model(load_config(C4))
+    DetectionCheckpointer(plain).load(output)
+    assert torch.equal(plain.roi_heads.res5[2].conv3.weight, expected)
+    ours = load_into(FPN, output)
+    assert torch.equal(ours.backbone.bottom_up.res5[2].conv3.weight.float(), expected)
+
+
+class ForeignDetector(torch.nn.Module):
+    """Built as DensePose and Sparse R-CNN: Detectron2's FPN backbone, heads of its own."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        self.head = torch.nn.ModuleDict({"conv1": torch.nn.Conv2d(256, 8, 3)})
+
+
+@pytest.mark.parametrize("extension", ["pth", "pkl"])
+def test_a_converted_file_enters_detectors_of_other_packages(pretrained, tmp_path, extension):
+    output = str(tmp_path / f"converted.{extension}")
+    weights, _, spec = load_backbone(pretrained[0])
+    save_backbone(output, weights, spec)
+    model = ForeignDetector(load_config(FPN))
+    head = model.head.conv1.weight.clone()
+    DetectionCheckpointer(model).load(output)
+    found = model.backbone.bottom_up.state_dict()
+    assert len(weights) == 265
+    assert all(torch.equal(found[name], weights[name].float()) for name in weights)
+    assert torch.equal(model.head.conv1.weight, head)
+
+
+def test_torchvision_weights_give_torchvisions_features(tmp_path):
+    torch.manual_seed(0)
+    source = torchvision.models.resnet50().double().eval()
+    for module in source.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    path = str(tmp_path / "moco.pth.tar")
+    state = {f"module.encoder_q.{n}": v.float() for n, v in source.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 200, "arch": "resnet50"}, path)
+    source.load_state_dict({n: v.float() for n, v in source.state_dict().items()})
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        x = source.maxpool(source.relu(source.bn1(source.conv1(images))))
+        found = stages_of(load_into(FPN, path), images)
+        for i, stage in enumerate(("res2", "res3", "res4", "res5")):
+            x = getattr(source, f"layer{i + 1}")(x)
+            assert torch.allclose(found[stage], x, rtol=1e-6), stage
+
+
+def test_resnet_18_goes_into_an_fpn(tmp_path):
+    path = str(tmp_path / "r18.pth")
+    backbone = save_pretraining(tiny_config(*R18), path)
+    detector = load_into(FPN, path, *R18)
+    found = detector.backbone.bottom_up.res5[1].conv2.weight
+    assert torch.equal(found.float(), backbone.res5[1].conv2.weight)
+
+
+def test_a_missing_tensor_is_an_error_that_names_it(pretrained, tmp_path):
+    data = torch.load(pretrained[0], weights_only=True)
+    del data["model"]["query_encoder.backbone.res4.3.conv2.norm.running_var"]
+    data["model"]["query_encoder.backbone.res2.1.conv1.weight"] = torch.zeros(64, 64, 1, 1)
+    path = str(tmp_path / "holes.pth")
+    torch.save(data, path)
+    with pytest.raises(ValueError, match="263 of the model's 265") as error:
+        load_into(FPN, path)
+    assert "backbone.bottom_up.res4.3.conv2.norm.running_var (256,): missing" in str(error.value)
+    assert "res2.1.conv1.weight (64, 256, 1, 1): (64, 64, 1, 1) in the weights" in str(error.value)
+
+
+def test_another_depth_is_refused_by_its_key(pretrained):
+    with pytest.raises(ValueError, match="MODEL.RESNETS.DEPTH: 50 in the weights, 18 here"):
+        load_into(FPN, pretrained[0], *R18)
+
+
+@pytest.mark.parametrize(
+    "settings, key",
+    [
+        (["INPUT.FORMAT", "BGR"], "INPUT.FORMAT"),
+        (["MODEL.PIXEL_STD", [1.0, 1.0, 1.0]], "MODEL.PIXEL_STD"),
+        (["MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]], "MODEL.PIXEL_MEAN"),
+        (["MODEL.RESNETS.STRIDE_IN_1X1", True], "MODEL.RESNETS.STRIDE_IN_1X1"),
+    ],
+)
+def test_other_input_settings_are_refused_with_the_key_to_change(pretrained, settings, key):
+    with pytest.raises(ValueError, match=f"by adding: {key}"):
+        load_into(C4, pretrained[0], *settings)
+
+
+def test_whole_detectors_load_as_detectron2_loads_them(tmp_path):
+    torch.manual_seed(0)
+    source = build_model(load_config(FPN, *R18))
+    path = str(tmp_path / "model_final.pth")
+    torch.save({"model": source.state_dict()}, path)
+    found = load_into(FPN, path, *R18)
+    for name, value in source.state_dict().items():
+        assert torch.equal(found.state_dict()[name].to(value.dtype), value), name
+
+
+def test_a_detector_file_of_another_depth_does_not_leave_the_backbone_at_random(tmp_path):
+    torch.manual_seed(0)
+    source = build_model(load_config(FPN, *R18)).state_dict()
+    source = {n: v for n, v in source.items() if "bottom_up.res4" not in n}
+    path = str(tmp_path / "partial.pth")
+    torch.save({"model": source}, path)
+    with pytest.raises(ValueError, match="res4.0.conv1.weight"):
+        load_into(FPN, path, *R18)
+
+
+def test_a_file_without_a_backbone_is_refused(tmp_path):
+    path = str(tmp_path / "vgg.pth")
+    torch.save(torchvision.models.vgg11(num_classes=2).features.state_dict(), path)
+    with pytest.raises(ValueError, match="no backbone of a known layout"):
+        load_backbone(path)
+
+
+def test_matching_by_name_can_be_asked_for_in_the_path_as_on_detectron2s_main(tmp_path):
+    path = str(tmp_path / "any.pth")
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+    checkpointer = BackboneCheckpointer(
+        torch.nn.Linear(1, 1), input_spec=InputSpec(load_config(FPN))
+    )
+    assert "matching_heuristics" not in checkpointer._load_file(path)
+    checkpointer._parsed_url_during_load = urlparse(f"{path}?matching_heuristics=True")
+    assert checkpointer._load_file(path)["matching_heuristics"] is True
