@@ -18,7 +18,6 @@ from detco_d2.data.synthetic import write_scenes
 from detco_d2.engine.machine import adapt_to_machine
 
 from .layouts import write_cityscapes, write_coco, write_voc
-
 from .warm import ROOT
 
 
