@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Iterator
 from types import ModuleType
@@ -124,24 +125,33 @@ def real_data() -> str:
 
 
 class _TimeLeft:
+    """Says now and then how many of the tests are done, and when the rest will be."""
+
     def __init__(self) -> None:
         self.start = self.said = time.time()
         self.total = self.done = 0
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.total = len(session.items)
 
-_time_left = _TimeLeft()
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self.total = len(ids)
+
+    def pytest_runtest_logfinish(self) -> None:
+        now = time.time()
+        self.done += 1
+        if now - self.said > 20:
+            self.said = now
+            left = (now - self.start) / self.done * (self.total - self.done) / 60
+            print(f"  [{self.done} of {self.total} tests, about {left:.1f} min left]", flush=True)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    _time_left.total = len(session.items)
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_TimeLeft())
 
 
-def pytest_runtest_logfinish(nodeid: str, location: object) -> None:
-    now, state = time.time(), _time_left
-    state.done += 1
-    if now - state.said > 20:
-        state.said = now
-        left = (now - state.start) / state.done * (state.total - state.done)
-        print(
-            f"  [{state.done} of {state.total} tests, about {left / 60:.1f} min left]", flush=True
-        )
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for kind in ("failed", "error"):
+        for report in terminalreporter.getreports(kind):
+            terminalreporter.line(f"alone: {sys.executable} -m pytest '{report.nodeid}'")

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from detco_d2.data.synthetic import write_scenes
+
 from . import warm
 from .conftest import ROOT
 
@@ -16,6 +18,9 @@ def test_the_main_job_ends_with_its_report(tmp_path, scenes, images):
     command += ["--output", str(tmp_path), "--pretrain-iters", "2", "--finetune-iters", "2"]
     command += ["--images", os.path.join(scenes, "train")] if images == "a folder" else []
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
+    if images == "rendered":  # a few stand in for those that it would render
+        for split, count in (("unlabelled_600", 8), ("train_100", 6), ("test_100", 4)):
+            write_scenes(str(tmp_path / "data"), split, count, seed=0, size=(96, 128))
     curves = tmp_path / "pretrain" / "metrics.json"
     curves.parent.mkdir()
     curves.write_text('{"iteration": 900, "total_loss": 1.0}\n')  # of a longer demo before

@@ -31,7 +31,13 @@ INDEX_COPY = "detectron2-cdo==0.5"
 # A pair: torchvision pins its torch. The range lets a machine that caps torch keep its cap.
 TORCH = ["torch>=2.14.1,<2.16", "torchvision>=0.29.1,<0.30"]
 BUILD = ["setuptools<81", "wheel", "ninja"]
-TOOLS = ["pytest==9.2.0", "hypothesis==6.170.17", "ruff==0.17.6", "mypy==2.4.1"]
+TOOLS = [
+    "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
+    "hypothesis==6.170.17",
+    "ruff==0.17.6",
+    "mypy==2.4.1",
+]
 # Of the probes and of the weight formats.
 EXTRAS = ["scikit-learn>=1.6,<2", "safetensors>=0.5,<1"]
 # Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own, timm
