@@ -196,7 +196,7 @@ BAD_COMMANDS = pytest.mark.parametrize(
     [
         ("frobnicate x", "no rule for: frobnicate x"),
         ("python tools/nowhere.py", "no rule for python tools/nowhere.py"),
-        ("pip install leftpad", "neither setup.py nor tools/setup_env.py knows ['leftpad']"),
+        ("pip install leftpad", "neither setup.py nor requirements/ knows ['leftpad']"),
         ("pip install -e '.[nothing]'", "setup.py has no extra nothing"),
         ("make nowhere", "nowhere"),
     ],

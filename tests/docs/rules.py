@@ -213,7 +213,8 @@ def check_pip(words: list[str]) -> bool:
         whether this project itself is to be installed.
     """
     assert words[0] == "install", f"no rule for pip {words[0]}"
-    known = Path(ROOT, "setup.py").read_text() + Path(ROOT, "tools/setup_env.py").read_text()
+    known = "\n".join(file.read_text() for file in sorted(Path(ROOT, "requirements").iterdir()))
+    known += Path(ROOT, "setup.py").read_text() + Path(ROOT, "tools/setup_env.py").read_text()
     asked, editable = [], False
     for i, word in enumerate(words[1:], start=1):
         if words[i - 1] == "-e":
@@ -226,8 +227,12 @@ def check_pip(words: list[str]) -> bool:
             assert address in known and commit in known, f"not what set-up installs: {word}"
         elif not word.startswith("-") and words[i - 1] not in ("--index-url", "--extra-index-url"):
             asked.append(Requirement(word).name)
-    missing = [name for name in asked if not re.search(rf'"{re.escape(name)}["<>=]', known)]
-    assert not missing, f"neither setup.py nor tools/setup_env.py knows {missing}"
+    missing = [
+        name
+        for name in asked
+        if not re.search(rf"""^{re.escape(name)}\b|"{re.escape(name)}["<>=]""", known, re.M)
+    ]
+    assert not missing, f"neither setup.py nor requirements/ knows {missing}"
     return editable
 
 
