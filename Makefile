@@ -21,7 +21,7 @@ test: setup
 	$(TEST) -m "not slow" tests
 
 test-all: setup
-	$(TEST) tests
+	FUZZ_EXAMPLES=300 $(TEST) tests
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

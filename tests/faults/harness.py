@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from hypothesis import HealthCheck, settings
 
 from detco_d2.engine.step import PretrainStep
 
@@ -22,6 +23,17 @@ SMALL = [
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
 REAL = ["env"]  # before a command: its interpreters are started, not forked
+
+
+def fuzz(factor: float = 1) -> settings:
+    """So many inputs, always the same; FUZZ_EXAMPLES sets how many, and make test-all takes 300."""
+    return settings(
+        max_examples=int(factor * int(os.environ.get("FUZZ_EXAMPLES", 60))),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def command(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ..conftest import ROOT
+from ..warm import CLIENT, server
 from .harness import REAL, Run, command, finish, processes_of, ranks, saved_state, wait_for
 from .test_resume import assert_equal_ends
 
@@ -119,10 +120,16 @@ def test_the_slurm_example_is_requeued_and_continues(scenes, tmp_path):
     """With stand-ins for SLURM's commands: srun runs what it is given, scontrol is noted."""
     stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
+    warm = CLIENT.format(
+        python=sys.executable, path=server(), start=["-W", "ignore", "-m", "torch.distributed.run"]
+    )
+    (stand_ins / "warm").write_text(warm)
+    (stand_ins / "warm").chmod(stat.S_IRWXU)
+    real = f"{sys.executable} -W ignore -m torch.distributed.run"
     for name, body in {
         "srun": 'exec "$@"',
         "scontrol": f'echo "scontrol $*" >> {tmp_path}/scontrol.txt; echo localhost',
-        "torchrun": f'exec {sys.executable} -W ignore -m torch.distributed.run "$@"',
+        "torchrun": f'[ "$SLURM_RESTART_COUNT" ] && exec warm "$@"; exec {real} "$@"',
     }.items():
         (stand_ins / name).write_text(f"#!/bin/sh\n{body}\n")
         (stand_ins / name).chmod(stat.S_IRWXU)
