@@ -118,14 +118,6 @@ def value_of(backbone, data, stage):
     return knn(x["average", stage], y, test_x["average", stage], test_y)
 
 
-def test_the_value_is_that_of_the_saved_weights_on_boxes(scenes, boxes, tmp_path):
-    make_trainer(scenes, tmp_path, 2, *R18, "TEST.KNN.DATASET", boxes).train()
-    for stage in ("res2", "res5"):
-        value = read_metrics(tmp_path)[1][f"knn/{stage}"]
-        assert value == value_of_saved_weights(tmp_path, boxes, stage)
-        assert 0 < value < 100
-
-
 def test_two_processes_share_the_images_and_give_the_value_of_the_saved_weights(
     scenes, boxes, tmp_path
 ):
