@@ -2,26 +2,29 @@
 
 import os
 import shlex
-import subprocess
 import sys
 
 import pytest
 
 from detco_d2.data.synthetic import write_scenes
 
+from . import warm
 from .conftest import ROOT
 
 
 def demo(folder, *words):
-    command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "demo.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    tool = os.path.join(ROOT, "tools", "demo.py")
+    return warm.run([sys.executable, "-W", "ignore", tool, "--output", "out", *words], cwd=folder)
 
 
 @pytest.mark.parametrize("images", ["a folder", pytest.param("rendered", marks=pytest.mark.slow)])
 def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
-    words = ["--output", "out", "--pretrain-iters", "2", "--finetune-iters", "2"]
+    words = ["--pretrain-iters", "2", "--finetune-iters", "2"]
+    splits = [("train_100", 6), ("test_100", 4), ("unlabelled_600", 40)]
+    for split, count in splits:  # a few stand in for those that it would render
+        write_scenes(str(tmp_path / "out/scenes"), split, count, seed=0, size=(96, 128))
     if images == "a folder":
-        write_scenes(str(tmp_path), "my photos", 40, seed=0, size=(96, 128))
+        (tmp_path / "out/scenes/unlabelled_600").rename(tmp_path / "my photos")
         words += ["--images", "my photos"]
     earlier = tmp_path / "out/pretrain/metrics.json", tmp_path / "out/cells/old/cell.json"
     for file in earlier:  # of a longer demo before
@@ -48,9 +51,9 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
     assert page.index('id="results"') < page.index('id="summary"')
 
 
-def test_a_step_that_fails_ends_the_demo_and_is_named(tmp_path):
-    done = demo(tmp_path, "--images", str(tmp_path / "absent"))
+def test_what_fails_ends_the_demo_and_is_named(tmp_path):
+    done = demo(tmp_path, "--images", "absent")
     assert done.returncode == 1 and "demo: " in done.stderr and "absent" in done.stderr
     (tmp_path / "a.png").write_bytes(b"no image")
-    done = demo(tmp_path, "--images", ".", "--output", "out")
+    done = demo(tmp_path, "--images", ".")
     assert done.returncode == 1 and "step 1, pretrain_net.py, ended with exit code 1" in done.stderr
