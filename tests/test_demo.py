@@ -53,7 +53,7 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
 
 def test_what_fails_ends_the_demo_and_is_named(tmp_path):
     done = demo(tmp_path, "--images", "absent")
-    assert done.returncode == 1 and "demo: " in done.stderr and "absent" in done.stderr
+    assert done.returncode == 2 and "demo.py: error: " in done.stderr and "absent" in done.stderr
     (tmp_path / "a.png").write_bytes(b"no image")
     done = demo(tmp_path, "--images", ".")
     assert done.returncode == 1 and "step 1, pretrain_net.py, ended with exit code 1" in done.stderr

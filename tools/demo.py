@@ -18,39 +18,41 @@ from pathlib import Path
 from detco_d2.data.datasets import list_images
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs/demo"
-QUEUE_LENGTH = 256  # of the config; at most half of the images
 
 
-def near(path: str | Path) -> str:
-    """A path as one would type it here."""
-    relative = os.path.relpath(path)
-    return shlex.quote(str(path) if relative.startswith("..") else relative)
+def near(name: str) -> str:
+    """The path of a file of this repository, or an absolute one, as one would type it here."""
+    relative = os.path.relpath(ROOT / name)
+    return shlex.quote(str(ROOT / name) if relative.startswith("..") else relative)
 
 
 def plan(args: argparse.Namespace) -> dict[str, str]:
     """Gives titles and command lines, which begin with the name of a script."""
-    output, seeds, gpus = shlex.quote(args.output), args.seeds, args.num_gpus
+    output, gpus = shlex.quote(args.output), args.num_gpus
     names = args.images or [f"scenes_unlabelled_600@{args.output}/scenes"]
-    listed = shlex.quote("({},)".format(", ".join(f'"{name}"' for name in names)))
-    images = shlex.join(args.images or [f"{args.output}/scenes/unlabelled_600"])
-    num_images = sum(len(list_images(folder)) for folder in args.images or [])
-    few = (
-        f" MODEL.DETCO.QUEUE_LENGTH {num_images // 2}" if 0 < num_images < 2 * QUEUE_LENGTH else ""
+    listed = shlex.quote("({})".format("".join(f'"{name}",' for name in names)))
+    pretrain = (
+        f"pretrain_net.py --config-file {near('configs/demo/detco_R_18.yaml')} --num-gpus {gpus} "
+        f"--overwrite DATASETS.TRAIN {listed} OUTPUT_DIR {output}/pretrain"
     )
-    iters, tuned = args.pretrain_iters, args.finetune_iters
-    short = f" SOLVER.MAX_ITER {iters}" if iters else ""
-    steps = f"({8 * tuned // 10}, {93 * tuned // 100})" if tuned else ""
-    brief = f" --opts SOLVER.MAX_ITER {tuned} SOLVER.STEPS '{steps}'" if tuned else ""
+    if args.images:  # a queue longer than half of them would hold the positives
+        num_images = sum(len(list_images(folder)) for folder in args.images)
+        pretrain += f" MODEL.DETCO.QUEUE_LENGTH {min(256, num_images // 2)}"
+    if args.pretrain_iters:
+        pretrain += f" SOLVER.MAX_ITER {args.pretrain_iters}"
     detco = f"DetCo={output}/pretrain/model_final.pth"
+    benchmark = (
+        f"tools/benchmark.py --suite {near('configs/demo/faster_rcnn_R_18_FPN.yaml')} "
+        f"--num-gpus {gpus} --seeds {args.seeds} --evaluations 1 --output {output} "
+        f"--init random --init {detco}"
+    )
+    if total := args.finetune_iters:
+        benchmark += f" --opts SOLVER.MAX_ITER {total} SOLVER.STEPS '({8 * total // 10},)'"
     cells = f"{output}/cells/scenes/faster_rcnn_R_18_FPN"
+    images = shlex.join(args.images or [f"{args.output}/scenes/unlabelled_600"])
     return {
-        "Pretrain a ResNet-18 with DetCo": "pretrain_net.py --overwrite "
-        f"--config-file {near(CONFIGS / 'detco_R_18.yaml')} --num-gpus {gpus} "
-        f"DATASETS.TRAIN {listed} OUTPUT_DIR {output}/pretrain{few}{short}",
-        "Fine-tune a detector from random and from DetCo": "tools/benchmark.py "
-        f"--suite {near(CONFIGS / 'faster_rcnn_R_18_FPN.yaml')} --num-gpus {gpus} --seeds {seeds} "
-        f"--evaluations 1 --init random --init {detco} --output {output}{brief}",
+        "Pretrain a ResNet-18 with DetCo": pretrain,
+        "Fine-tune a detector from random and from DetCo": benchmark,
         "Draw what the detectors find": "tools/visualize.py detections "
         f"--weights random={cells}/random/seed0/model_final.pth "
         f"--weights DetCo={cells}/DetCo/seed0/model_final.pth --output {output}",
@@ -73,14 +75,16 @@ def main() -> None:
     add("--finetune-iters", type=int, help="default: as in the config")
     add("--num-gpus", type=int, default=0, help="0: CPU; 1: one GPU")
     args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error(f"--seeds is {args.seeds}; it must be at least 1")
     try:
         steps = plan(args)
     except OSError as error:
-        sys.exit(f"demo: {error}")
+        parser.error(str(error))
     shutil.rmtree(f"{args.output}/cells", ignore_errors=True)  # the detectors of an earlier demo
     for i, (title, line) in enumerate(steps.items(), start=1):
         script, words = line.split(" ", 1)
-        command = f"{near(sys.executable)} {near(ROOT / script)} {words}"
+        command = f"{near(sys.executable)} {near(script)} {words}"
         print(f"\n[{i}/{len(steps)}] {title}:\n{command}\n", flush=True)
         if code := subprocess.run(shlex.split(command)).returncode:
             sys.exit(f"demo: step {i}, {script}, ended with exit code {code}; its output is above.")

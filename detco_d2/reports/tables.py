@@ -70,22 +70,19 @@ def _group_tables(
             present = [m for m in metrics if any(f"{kind}/{m}" in row for row in rows.values())]
             if not present:
                 continue
-            heading = (
-                f"{task.group_and_column[1]} {KIND_TITLES[kind]} {' / '.join(present)}".strip()
-            )
+            heading = [task.group_and_column[1], KIND_TITLES[kind], " / ".join(present)]
+            column = " ".join(filter(None, heading))
             names = [f"{kind}/{metric}" for metric in present]
             values = {i: [row[name] for name in names if name in row] for i, row in rows.items()}
             base = values.pop(baseline)
             shown = {init: _result_cell(found, seeds) for init, found in values.items()}
-            results[heading] = {baseline: _result_cell(base, seeds), **shown}
+            results[column] = {baseline: _result_cell(base, seeds), **shown}
             for method, figures in paper.get(task.name, {}).items():
                 text = " / ".join(f"{value:.1f}" for value in figures.get(kind, []))
-                results[heading][f"*{method} (paper)*"] = f"*{text}*" if text else "-"
-            differences[heading] = {i: _difference_cell(v, base) for i, v in values.items()}
-    tables = [_table(title, results)] if results else []
-    return tables + (
-        [_table(f"difference to {baseline}", differences)] if any(differences.values()) else []
-    )
+                results[column][f"*{method} (paper)*"] = f"*{text}*" if text else "-"
+            differences[column] = {i: _difference_cell(v, base) for i, v in values.items()}
+    titled = {title: results, f"difference to {baseline}": differences}
+    return [_table(name, columns) for name, columns in titled.items() if any(columns.values())]
 
 
 def markdown(
