@@ -35,7 +35,7 @@ def plan(args: argparse.Namespace) -> dict[str, str]:
         f"pretrain_net.py --config-file {near('configs/demo/detco_R_18.yaml')} --num-gpus {gpus} "
         f"--overwrite DATASETS.TRAIN {listed} OUTPUT_DIR {output}/pretrain"
     )
-    if args.images:  # a queue longer than half of them would hold the positives
+    if args.images:  # a longer queue would hold keys of the same images
         num_images = sum(len(list_images(folder)) for folder in args.images)
         pretrain += f" MODEL.DETCO.QUEUE_LENGTH {min(256, num_images // 2)}"
     if args.pretrain_iters:
