@@ -118,7 +118,7 @@ def neighbours(args: argparse.Namespace, file: Path) -> None:
     files = list_files(args)
     asked = args.query or files[0]
     query = read_square(asked, args.size)
-    others = [file for file in files if not os.path.samefile(file, asked)]
+    others = [other for other in files if not os.path.samefile(other, asked)]
     if not others:
         raise ValueError("There is no image to search in; give more --images than the query.")
     pictures = read_pictures(others, args.size)
