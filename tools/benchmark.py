@@ -139,7 +139,7 @@ def run_cell(args: argparse.Namespace, cell: Cell, settings: list[str], progress
     console = folder / "console.txt"
     code = run_training([*command, *settings, "OUTPUT_DIR", str(folder)], console, progress)
     if code:
-        tail = "\n  ".join(console.read_text().strip().splitlines()[-3:])
+        tail = "\n  ".join(console.read_text(errors="replace").strip().splitlines()[-3:])
         logger.error("FAILED with exit code %d; %s ends with:\n  %s", code, console, tail)
     return code == 0
 
@@ -153,7 +153,7 @@ def run_training(command: list[str], console: Path, progress: tqdm) -> int:
             try:
                 return process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                lines = re.findall(r"eta: \S+ +iter: \d+", console.read_text())
+                lines = re.findall(r"eta: \S+ +iter: \d+", console.read_text(errors="replace"))
                 progress.set_postfix_str(lines[-1] if lines else "")
     finally:
         process.kill()  # nothing, once it has ended
