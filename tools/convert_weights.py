@@ -17,9 +17,10 @@ import ast
 import sys
 from typing import Any
 
-from detco_d2.weights.backbone import check_complete, read_backbone, report_backbone
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
 from detco_d2.weights.input_spec import KEYS
+from detco_d2.weights.report import check_complete
 
 
 def parse() -> tuple[argparse.Namespace, dict[str, str]]:
@@ -35,12 +36,6 @@ def parse() -> tuple[argparse.Namespace, dict[str, str]]:
         choices=("detectron2", "torchvision", "timm"),
         default="detectron2",
         help="whose names (default: detectron2); the last two are the same",
-    )
-    parser.add_argument(
-        "--fold-input",
-        action="store_true",
-        help="for torchvision and timm: let the first convolution take up BGR and another "
-        "standard deviation, which they do not have",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(KEYS)}")
     args = parser.parse_args()
@@ -76,15 +71,14 @@ def setting(key: str, text: str) -> Any:
 def convert(args: argparse.Namespace, pairs: dict[str, str]) -> None:
     backbone = read_backbone(args.input)
     print(f"Read {args.input}: {backbone.source}.")
-    print(report_backbone(backbone))
     spec = backbone.spec | {key: setting(key, text) for key, text in pairs.items()}
-    print(check_complete(backbone.tensors, args.input))
-    origin = "of the file" if backbone.says_settings else "torchvision's, as the file has none"
+    print(check_complete(backbone))
+    origin = "torchvision's, as the file has none" if backbone.own_spec is None else "of the file"
     print(f"Input settings ({origin}{', and yours' if pairs else ''}): {spec}")
     if args.to == "detectron2":
         save_backbone(args.output, backbone.tensors, spec)
     else:
-        write_tensors(args.output, to_torchvision(backbone.tensors, spec, args.fold_input))
+        write_tensors(args.output, to_torchvision(backbone.tensors, spec))
     print(f"Wrote {args.output} under the names of {args.to}.")
 
 

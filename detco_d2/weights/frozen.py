@@ -4,9 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
 from torch import nn
 
-from .backbone import build_resnet, load_backbone, norm_of, place_backbone
+from .backbone import Backbone, place_backbone, read_backbone
 from .input_spec import TORCHVISION_SPEC
 from .names import describe_resnet
 
@@ -62,47 +65,74 @@ class FrozenBackbone(nn.Module):
         return self.backbone((images - mean) / std)
 
 
+def build_resnet(
+    shape: dict[str, int], norm: str, stages: Iterable[str], stride_in_1x1: bool = False
+) -> Any:
+    """Detectron2's ResNet of some MODEL.RESNETS keys, with the outputs of these stages."""
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.OUT_FEATURES = list(stages)
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
+    if shape["DEPTH"] in (18, 34):
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.update(shape)
+    return build_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def shape_of(backbone: Backbone) -> dict[str, int]:
+    """The MODEL.RESNETS keys of a backbone, see :func:`describe_resnet`.
+
+    Raises:
+        ValueError: no ResNet or ResNeXt, or one that Detectron2 cannot build.
+    """
+    shape = describe_resnet(backbone.tensors)
+    if shape is None:
+        raise ValueError(
+            f"{backbone}: this is no ResNet, or a ResNet that Detectron2 cannot build; it has "
+            "depths 18, 34, 50, 101 and 152, and basic blocks of 64 channels only."
+        )
+    return shape
+
+
+def resnet_like(backbone: Backbone, stages: Iterable[str] = STAGES) -> Any:
+    """Detectron2's ResNet of a backbone's depth, width, norm and stride, not its weights.
+
+    Raises:
+        ValueError: see :func:`shape_of`.
+    """
+    norm = "BN" if "stem.conv1.norm.running_mean" in backbone.tensors else "GN"
+    stride_in_1x1 = bool(backbone.spec["MODEL.RESNETS.STRIDE_IN_1X1"])
+    return build_resnet(shape_of(backbone), norm, stages, stride_in_1x1)
+
+
 def frozen_backbone(path: str, stages: Iterable[str] = STAGES) -> FrozenBackbone:
-    """The ResNet or ResNeXt of a weight file, of any format that :func:`load_backbone` reads.
+    """The ResNet or ResNeXt of a weight file.
 
     Args:
-        path: a weight file.
+        path: a file of any layout that :func:`read_backbone` knows.
         stages: whose outputs to give.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`load_backbone`; or the backbone is no ResNet, or
-            misses tensors.
+        FileNotFoundError, ValueError: see :func:`read_backbone`, :func:`shape_of` and
+            :func:`place_backbone`.
     """
-    tensors, source, spec = load_backbone(path)
-    spec = {**TORCHVISION_SPEC, **spec}
-    shape = describe_resnet(tensors)
-    if shape is None:
-        raise ValueError(f"{path!r} has a backbone that is no ResNet or ResNeXt ({source}).")
-    stride_in_1x1 = bool(spec["MODEL.RESNETS.STRIDE_IN_1X1"])
-    model = build_resnet(shape, norm_of(tensors), list(stages), stride_in_1x1)
-    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
-    placed = place_backbone(tensors, state, repr(path))
-    model.load_state_dict({n.removeprefix("backbone."): t for n, t in placed.items()}, strict=False)
-    return FrozenBackbone(model, spec, source)
+    backbone = read_backbone(path)
+    frozen = FrozenBackbone(resnet_like(backbone, stages), backbone.spec, backbone.source)
+    frozen.load_state_dict(place_backbone(backbone, frozen.state_dict()), strict=False)
+    return frozen
 
 
 def random_backbone(depth: int, seed: int = 0, stages: Iterable[str] = STAGES) -> FrozenBackbone:
     """The ResNet of a depth as Detectron2 initialises it: what trained ones are compared with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_resnet({"DEPTH": depth}, "BN", list(stages))
+        model = build_resnet({"DEPTH": depth}, "BN", stages)
     return FrozenBackbone(model, TORCHVISION_SPEC, f"random ResNet-{depth}, seed {seed}")
 
 
 def random_backbone_like(
     path: str, seed: int = 0, stages: Iterable[str] = STAGES
 ) -> FrozenBackbone:
-    """A random ResNet as deep as that of a weight file.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`load_backbone`; or the backbone is no ResNet.
-    """
-    shape = describe_resnet(load_backbone(path)[0])
-    if shape is None:
-        raise ValueError(f"{path!r} has no ResNet or ResNeXt, so no depth for a random one.")
-    return random_backbone(shape["DEPTH"], seed, stages)
+    """A random ResNet as deep as that of a weight file; raises as :func:`frozen_backbone`."""
+    return random_backbone(shape_of(read_backbone(path))["DEPTH"], seed, stages)

@@ -82,7 +82,7 @@ def test_a_file_of_timm_trains_in_a_detector_and_goes_back(scenes, tmp_path, pho
     trainer.train()
     expected = detector_features(trainer.model, photographs)
     backbone = read_backbone(str(tmp_path / "model_final.pth"))
-    assert backbone.source == "Detectron2 detector with FPN, behind 'backbone.bottom_up.'"
+    assert backbone.source == "ResNet under the names of Detectron2, behind 'backbone.bottom_up.'"
     state = to_torchvision(backbone.tensors, backbone.spec)
     assert not torch.equal(state["layer4.1.conv2.weight"], source.layer4[1].conv2.weight.float())
     for model in (timm.create_model("resnet18", num_classes=0), torchvision.models.resnet18()):
