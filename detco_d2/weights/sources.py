@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
 from .names import (

@@ -15,9 +15,8 @@ from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import to_torchvision, write_tensors
 
 from ..conftest import load_config
+from ..weights.test_export import compare, features_of, normalised
 from .test_transfer import SMALL
-
-STAGES = ("res2", "res3", "res4", "res5")
 
 
 @pytest.fixture
@@ -33,30 +32,14 @@ def photographs(scenes):
 
 
 def library_features(model, images):
-    """As users of timm and torchvision call them: 0..1, minus the mean, over the deviation."""
-    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
-    model = model.double().eval()
-    act = getattr(model, "relu", None) or model.act1
     with torch.no_grad():
-        x = model.maxpool(act(model.bn1(model.conv1((images / 255 - mean) / std))))
-        result = {}
-        for i, stage in enumerate(STAGES):
-            x = result[stage] = getattr(model, f"layer{i + 1}")(x)
-    return result
+        return features_of(model.double().eval(), normalised(images))
 
 
 def detector_features(model, images):
     model = model.double().eval()
     with torch.no_grad():
         return model.backbone.bottom_up((images - model.pixel_mean) / model.pixel_std)
-
-
-def compare(found, expected, rtol):
-    for stage in STAGES:
-        scale = float(expected[stage].abs().max())
-        assert scale > 1e-3
-        torch.testing.assert_close(found[stage], expected[stage], rtol=rtol, atol=rtol * scale)
 
 
 def test_a_file_of_timm_trains_in_a_detector_and_goes_back(scenes, tmp_path, photographs):
@@ -76,7 +59,7 @@ def test_a_file_of_timm_trains_in_a_detector_and_goes_back(scenes, tmp_path, pho
     trainer.resume_or_load(resume=False)
     # the means on the scale of 0..255 are rounded to float32 in a detector
     found = detector_features(trainer.model, photographs)
-    compare(found, library_features(source, photographs), rtol=1e-6)
+    compare(found, library_features(source, photographs))
 
     trainer.model.float().train()
     trainer.train()
@@ -88,4 +71,4 @@ def test_a_file_of_timm_trains_in_a_detector_and_goes_back(scenes, tmp_path, pho
     for model in (timm.create_model("resnet18", num_classes=0), torchvision.models.resnet18()):
         model.fc = torch.nn.Identity()
         model.load_state_dict(state)
-        compare(library_features(model, photographs), expected, rtol=1e-6)
+        compare(library_features(model, photographs), expected)
