@@ -19,8 +19,8 @@ from typing import Any
 
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
+from detco_d2.weights.frozen import check_complete
 from detco_d2.weights.input_spec import KEYS
-from detco_d2.weights.report import check_complete
 
 
 def parse() -> tuple[argparse.Namespace, dict[str, str]]:

@@ -41,7 +41,7 @@ from detco_d2.engine.transfer import TransferTrainer
 from detco_d2.reports.transfer_summary import METRICS, summarise_transfer, write_report
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
-from detco_d2.weights.report import check_complete
+from detco_d2.weights.frozen import check_complete
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = 60  # images that feature pictures are made of

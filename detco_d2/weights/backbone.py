@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from .input_spec import TORCHVISION_SPEC, spec_of
 from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet
 from .reading import read_weight_file, tensors_of
+from .report import load_report, misfits
 from .sources import locate_backbone
 
 logger = logging.getLogger(__name__)
@@ -101,46 +102,35 @@ def place_backbone(
         tensors under the model's names, one for each tensor of the model's backbone.
 
     Raises:
-        ValueError: a tensor of the model's backbone is missing, or of another shape (lists them
-            all); or the weights are of a larger backbone.
+        ValueError: a tensor of the model's backbone is missing, or of another shape, or the weights
+            are of a larger backbone; with the load report.
     """
     slots = backbone_slots(model_state)
+    if not slots:
+        raise ValueError(f"The model has no backbone that could be that of {backbone}.")
     wanted = {name: model_state[targets[0]] for name, targets in slots.items()}
-    wrong = misfits(backbone.tensors, wanted)
-    if wrong or not slots:
+    matched = len(slots) - len(misfits(backbone.tensors, wanted))
+    if matched < len(slots):
         shape = describe_resnet(backbone.tensors)
         resnet = f" (those of MODEL.RESNETS {shape})" if shape else ""
-        problems = [
-            f"\n  {slots[name][0]} {tuple(wanted[name].shape)}: "
-            + (f"{seen} in the weights" if seen is not None else "missing")
-            for name, seen in sorted(wrong.items())
-        ]
         raise ValueError(
-            f"Only {len(slots) - len(wrong)} of the model's {len(slots)} backbone tensors are in "
-            f"{backbone}{resnet}:{''.join(problems)}\nThe backbone would start at random. Use a "
-            "config with the depth and norm of the weights (MODEL.RESNETS.DEPTH, "
-            "MODEL.RESNETS.NORM)."
+            f"Only {matched} of the model's {len(slots)} backbone tensors are in "
+            f"{backbone}{resnet}:\n{load_report(backbone.tensors, wanted, backbone.unused)}\n"
+            "The backbone would start at random. Use a config with the depth and norm of the "
+            "weights (MODEL.RESNETS.DEPTH, MODEL.RESNETS.NORM)."
         )
-    unused = sorted(set(backbone.tensors) - set(slots))
-    parts = {name.partition(".")[0] for name in slots} | set(TORCHVISION_PARTS)
+    unused = sorted(backbone.tensors.keys() - slots.keys())
+    parts = {name.partition(".")[0] for name in slots}.union(TORCHVISION_PARTS)
     foreign = [name for name in unused if name.partition(".")[0] in parts]
     if foreign:
         raise ValueError(
             f"{backbone} has {len(foreign)} tensors in the midst of its backbone that the model "
             f"has not, such as {foreign[:3]}: it is of another network, or deeper."
         )
-    logger.info("Backbone: %d of %d tensors loaded from %s.", len(slots), len(slots), backbone)
+    logger.info("Backbone: %d of %d tensors loaded from %s.", matched, len(slots), backbone)
     if unused:
         logger.warning("%d tensors of the weights have no place here: %s", len(unused), unused[:8])
     return {target: backbone.tensors[name] for name in slots for target in slots[name]}
-
-
-def misfits(
-    found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> dict[str, tuple[int, ...] | None]:
-    """The names of wanted tensors that are missing (None), or found in another shape (which)."""
-    seen = {name: tuple(found[name].shape) if name in found else None for name in wanted}
-    return {name: shape for name, shape in seen.items() if shape != tuple(wanted[name].shape)}
 
 
 def refuse_nonfinite(tensors: Mapping[str, torch.Tensor], source: object) -> None:

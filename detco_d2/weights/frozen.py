@@ -9,9 +9,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from torch import nn
 
-from .backbone import Backbone, place_backbone, read_backbone
+from .backbone import Backbone, place_backbone, read_backbone, refuse_nonfinite
 from .input_spec import TORCHVISION_SPEC
 from .names import describe_resnet
+from .report import load_report
 
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -95,15 +96,33 @@ def shape_of(backbone: Backbone) -> dict[str, int]:
     return shape
 
 
-def resnet_like(backbone: Backbone, stages: Iterable[str] = STAGES) -> Any:
-    """Detectron2's ResNet of a backbone's depth, width, norm and stride, not its weights.
-
-    Raises:
-        ValueError: see :func:`shape_of`.
-    """
+def _unfilled(backbone: Backbone, stages: Iterable[str] = STAGES) -> Any:
+    """The ResNet that a backbone's tensors should fill, with others."""
     norm = "BN" if "stem.conv1.norm.running_mean" in backbone.tensors else "GN"
     stride_in_1x1 = bool(backbone.spec["MODEL.RESNETS.STRIDE_IN_1X1"])
     return build_resnet(shape_of(backbone), norm, stages, stride_in_1x1)
+
+
+def check_complete(backbone: Backbone) -> str:
+    """Compare a backbone's tensors with those of the ResNet of its depth and width.
+
+    Returns:
+        the load report, see :func:`load_report`.
+
+    Raises:
+        ValueError: a tensor holds NaN; or see :func:`shape_of` and :func:`place_backbone`.
+    """
+    found = backbone.tensors
+    refuse_nonfinite(found, backbone)
+    if "res2.0.conv1.weight" not in found:  # of a pretraining of this project
+        return f"{len(found)} backbone tensors (no ResNet, so not checked against one)."
+    with torch.device("meta"):  # shapes are all that is asked for
+        state = _unfilled(backbone).state_dict()
+    placed = place_backbone(backbone, {f"backbone.{name}": state[name] for name in state})
+    return (
+        f"{load_report(found, found, backbone.unused)}\n{len(placed)} of {len(placed)} backbone "
+        f"tensors of ResNet-{shape_of(backbone)['DEPTH']} matched."
+    )
 
 
 def frozen_backbone(path: str, stages: Iterable[str] = STAGES) -> FrozenBackbone:
@@ -118,7 +137,7 @@ def frozen_backbone(path: str, stages: Iterable[str] = STAGES) -> FrozenBackbone
             :func:`place_backbone`.
     """
     backbone = read_backbone(path)
-    frozen = FrozenBackbone(resnet_like(backbone, stages), backbone.spec, backbone.source)
+    frozen = FrozenBackbone(_unfilled(backbone, stages), backbone.spec, backbone.source)
     frozen.load_state_dict(place_backbone(backbone, frozen.state_dict()), strict=False)
     return frozen
 

@@ -28,9 +28,9 @@ from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.frozen import check_complete
 from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
 from detco_d2.weights.reading import read_weight_file, tensors_of
-from detco_d2.weights.report import check_complete
 
 from ..conftest import ROOT, tiny_config
 

@@ -75,11 +75,11 @@ def normalised(pixels):
     return (pixels.double() / 255 - mean) / std
 
 
-def compare(found, expected, rtol=1e-6):
+def compare(found, expected, atol=1e-9):
     for stage in STAGES:
         scale = expected[stage].abs().max()
         assert 1e-3 < scale < 1e6, stage
-        torch.testing.assert_close(found[stage], expected[stage], rtol=rtol, atol=1e-9 * scale)
+        torch.testing.assert_close(found[stage], expected[stage], rtol=1e-6, atol=atol * scale)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -11,9 +11,9 @@ from torch import nn
 
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.frozen import check_complete
 from detco_d2.weights.input_spec import InputSpec
 from detco_d2.weights.names import torchvision_to_detectron2
-from detco_d2.weights.report import check_complete
 
 from ..conftest import load_config
 
