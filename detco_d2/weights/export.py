@@ -12,21 +12,13 @@ from .backbone import AUTHOR
 from .input_spec import SPEC_KEY, TORCHVISION_SPEC, differing
 from .names import detectron2_to_torchvision
 
-SUFFIXES = (".pth", ".pkl", ".safetensors")
+_SUFFIXES = (".pth", ".pkl", ".safetensors")
 
 
 def save_backbone(path: str, tensors: dict[str, torch.Tensor], spec: dict[str, Any]) -> None:
-    """Write a backbone as a file that Detectron2 loads by itself into any detector.
+    """Write a backbone under Detectron2 names, with its input settings, see :func:`write_tensors`.
 
-    Detectron2 by itself does not read .safetensors; this package does.
-
-    Args:
-        path: see :func:`write_tensors`.
-        tensors: under Detectron2 names.
-        spec: their input settings.
-
-    Raises:
-        ValueError, ImportError: see :func:`write_tensors`.
+    Detectron2 by itself loads a .pth and a .pkl into any detector, this package .safetensors too.
     """
     around = {"__author__": AUTHOR, "matching_heuristics": True, SPEC_KEY: spec}
     write_tensors(path, tensors, around)
@@ -47,15 +39,18 @@ def write_tensors(
         ImportError: .safetensors, and no library of that name.
     """
     suffix = Path(path).suffix
-    if suffix not in SUFFIXES:
-        raise ValueError(f"The output {path!r} must end in one of {', '.join(SUFFIXES)}.")
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"The output {path!r} must end in one of {', '.join(_SUFFIXES)}.")
     # copies: a view would bring its whole storage along
     content: dict[str, Any] = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
     if suffix == ".pkl":
-        content = {name: _as_array(name, tensor) for name, tensor in content.items()}
+        coarse = [name for name, tensor in content.items() if tensor.dtype == torch.bfloat16]
+        if coarse:
+            raise ValueError(f"{coarse[0]} is bfloat16, which a .pkl cannot hold; write .pth.")
+        content = {name: tensor.numpy() for name, tensor in content.items()}
     data = {"model": content, **around} if around else content
     with replacing(path) as part:
         if suffix == ".safetensors":
@@ -64,12 +59,6 @@ def write_tensors(
             part.write_bytes(pickle.dumps(data))
         else:
             torch.save(data, part)
-
-
-def _as_array(name: str, tensor: torch.Tensor) -> Any:
-    if tensor.dtype == torch.bfloat16:
-        raise ValueError(f"{name} is bfloat16, which a .pkl cannot hold; write .pth instead.")
-    return tensor.numpy()
 
 
 def _write_safetensors(
@@ -86,11 +75,7 @@ def _write_safetensors(
 def to_torchvision(
     tensors: dict[str, torch.Tensor], spec: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Rename a backbone's tensors as torchvision and timm name them.
-
-    Args:
-        tensors: of a ResNet or ResNeXt under Detectron2 names.
-        spec: their input settings.
+    """Rename the tensors of a ResNet or ResNeXt as torchvision and timm name them.
 
     Returns:
         all tensors of their models but the classifier's, with counters of batches at 0, so that

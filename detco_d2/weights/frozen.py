@@ -33,7 +33,7 @@ class FrozenBackbone(nn.Module):
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
             spec: its input settings, see :mod:`detco_d2.weights.input_spec`.
-            source: what its weights are, in words.
+            source: as the attribute.
         """
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
@@ -45,8 +45,7 @@ class FrozenBackbone(nn.Module):
             self.register_buffer(name, value.view(-1, 1, 1), persistent=False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Stays in evaluation mode."""
+    def train(self, mode: bool = True) -> "FrozenBackbone":  # stays in evaluation mode
         return super().train(False)
 
     @torch.no_grad()
@@ -82,11 +81,7 @@ def build_resnet(
 
 
 def shape_of(backbone: Backbone) -> dict[str, int]:
-    """The MODEL.RESNETS keys of a backbone, see :func:`describe_resnet`.
-
-    Raises:
-        ValueError: no ResNet or ResNeXt, or one that Detectron2 cannot build.
-    """
+    """The MODEL.RESNETS keys of a backbone; a ValueError if Detectron2 cannot build it."""
     shape = describe_resnet(backbone.tensors)
     if shape is None:
         raise ValueError(

@@ -31,10 +31,10 @@ def spec_of(data: dict[str, Any], names: Iterable[str]) -> dict[str, Any] | None
 
     Args:
         data: the contents of the file.
-        names: of its tensors; those of Caffe2 say that the weights are trained as MSRA's.
+        names: of its tensors; those of Caffe2 say that they were trained as MSRA's.
 
     Raises:
-        ValueError: the file has other things in the place of settings.
+        ValueError: other things stand in the place of settings.
     """
     if SPEC_KEY not in data:
         return MSRA_SPEC if is_caffe2(names) else None

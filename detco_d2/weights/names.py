@@ -46,14 +46,9 @@ _TO_TORCHVISION = {ours: theirs for theirs, ours in _TO_DETECTRON2.items()}
 
 
 def torchvision_to_detectron2(name: str) -> str | None:
-    """Detectron2's name of a ResNet tensor of torchvision (timm, MoCo, OpenSelfSup).
+    """Detectron2's name of a ResNet tensor of torchvision (and timm, MoCo, ...).
 
-    >>> torchvision_to_detectron2("layer1.0.downsample.1.bias")
-    'res2.0.shortcut.norm.bias'
-
-    Returns:
-        the name, or None for what has no place in a Detectron2 ResNet (fc, MLP, counters of
-        batches, parts of other networks).
+    None for what has no place in Detectron2's ResNet: fc, MLP, counters, parts of other networks.
     """
     return _TO_DETECTRON2.get(name)
 
@@ -94,7 +89,7 @@ def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
     taken for the smallest ResNet that could contain it.
 
     Args:
-        backbone: tensors by Detectron2 backbone name.
+        backbone: tensors by Detectron2 name.
 
     Returns:
         None when they are not a ResNet's.

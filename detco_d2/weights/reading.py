@@ -1,7 +1,4 @@
-"""Read a weight file without running anything that is in it.
-
-What few files need is imported where it is used.
-"""
+"""Read a weight file without running anything that is in it."""
 
 import argparse
 import json
@@ -51,7 +48,7 @@ def read_weight_file(path: str) -> dict[str, Any]:
         elif _is_safetensors(head, file.stat().st_size):
             data = _read_safetensors(file)
         else:
-            from .arrays import read_arrays
+            from .arrays import read_arrays  # few runs need it
 
             data = read_arrays(file.read_bytes())
     except ImportError:

@@ -126,6 +126,7 @@ def test_the_command_line_in_a_checkpoint_brings_nothing_else_with_it(tmp_path):
         (b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}', "Refused"),
         (b'{"a":{"dtype":"O","shape":[1],"data_offsets":[0,4]}}', "Refused"),
         (b'{"__metadata__":{"input_spec":"{"}}', "Refused"),
+        (b'{"__metadata__":{"input_spec":"3","__author__":"\\"detco_d2\\""}}', "hold settings"),
         (b"{" * 10**5, "Refused"),
     ],
 )

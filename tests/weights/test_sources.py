@@ -6,16 +6,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from detectron2.modeling import build_model
 from torch import nn
 
 from detco_d2.weights.backbone import read_backbone
-from detco_d2.weights.checkpointer import BackboneCheckpointer
 from detco_d2.weights.frozen import check_complete
-from detco_d2.weights.input_spec import InputSpec
-from detco_d2.weights.names import torchvision_to_detectron2
 
-from ..conftest import load_config
+from .loading import FPN, R18, detectron2, load_into
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +31,6 @@ def children(state):
     places = dict(zip(("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), "014567"))
     split = {name: name.split(".", 1) for name in state}
     return {f"{places[first]}.{rest}": state[n] for n, (first, rest) in split.items()}
-
-
-def detectron2(state):
-    renamed = {torchvision_to_detectron2(name): tensor for name, tensor in state.items()}
-    renamed.pop(None)
-    return renamed
 
 
 def linear(*names):
@@ -176,10 +166,8 @@ def test_a_deeper_resnet_is_not_cut_to_the_depth_of_the_model(tmp_path):
     """All of a ResNet-18's tensors are in a ResNet-34, in their shapes."""
     path = str(tmp_path / "r34.pth")
     torch.save(torchvision.models.resnet34().state_dict(), path)
-    cfg = load_config("demo/faster_rcnn_R_18_FPN.yaml")
-    checkpointer = BackboneCheckpointer(build_model(cfg), input_spec=InputSpec(cfg))
     with pytest.raises(ValueError, match="80 tensors in the midst of its backbone.*res2.2.conv1"):
-        checkpointer.load(path)
+        load_into(FPN, path, *R18)
 
 
 def test_a_sequential_of_other_layers_is_no_resnet(tmp_path):
