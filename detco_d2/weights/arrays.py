@@ -24,7 +24,7 @@ def read_arrays(content: bytes) -> Any:
 
 
 # What pickles of arrays ask for, and the methods of _ArrayMaker that stand for it.
-_KNOWN = {
+KNOWN = {
     "numpy.ndarray": "",  # only ever named
     "numpy.dtype": "dtype",
     "numpy.core.multiarray._reconstruct": "empty",
@@ -57,7 +57,7 @@ class _ArrayUnpickler(_PythonUnpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         asked = f"{module}.{name}"
-        method = _KNOWN.get(asked.replace("numpy._core.", "numpy.core."))
+        method = KNOWN.get(asked.replace("numpy._core.", "numpy.core."))
         if method is None:
             raise ValueError(asks_for(asked))
         return getattr(self._maker, method) if method else None

@@ -1,6 +1,6 @@
 """timm -> train_net.py's trainer -> timm and torchvision, with the same features on each way."""
 
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,14 +21,10 @@ from .test_transfer import SMALL
 
 @pytest.fixture
 def photographs(scenes):
-    """Two images, RGB as float64 on the scale 0..255: real ones where there are some."""
-    folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", ""), "coco", "val2017")
-    if not os.path.isdir(folder):
-        folder = os.path.join(scenes, "test", "images")
-        folder = folder if os.path.isdir(folder) else os.path.join(scenes, "test")
-    names = sorted(n for n in os.listdir(folder) if n.endswith((".jpg", ".png")))[:2]
-    arrays = [np.array(Image.open(os.path.join(folder, n)).convert("RGB")) for n in names]
-    return torch.stack([torch.from_numpy(a[:96, :96]).permute(2, 0, 1) for a in arrays]).double()
+    """Two images, RGB as float64 on the scale 0..255."""
+    files = sorted(Path(scenes).glob("test/**/*.jpg"))[:2]
+    arrays = [np.array(Image.open(file).convert("RGB"))[:96, :96] for file in files]
+    return torch.stack([torch.from_numpy(a).permute(2, 0, 1) for a in arrays]).double()
 
 
 def library_features(model, images):

@@ -26,6 +26,7 @@ from safetensors.torch import save as save_safetensors
 
 from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
+from detco_d2.weights.arrays import KNOWN
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
 from detco_d2.weights.frozen import check_complete
@@ -135,14 +136,6 @@ def test_forged_safetensors_are_refused(tmp_path, header, message):
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ValueError, match=message):
         read_backbone(str(path))
-
-
-def test_code_inside_an_object_array_does_not_run(tmp_path):
-    marker, path = tmp_path / "marker", tmp_path / "objects.pkl"
-    array = np.array([payloads(marker)["system"]], dtype=object)
-    path.write_bytes(pickle.dumps({"model": {"a": array}}))
-    check_refused(path, "dtype 'O8'")
-    assert not marker.exists()
 
 
 def test_a_pickle_is_never_given_to_the_plain_unpickler(tmp_path, monkeypatch):
@@ -378,21 +371,14 @@ def test_damaged_weight_files_are_read_or_refused(folder, content):
     read_in_every_way(content, folder)
 
 
-GLOBALS = """
-os mkdir
-builtins getattr
-builtins bytes
-builtins bytearray
-collections OrderedDict
-numpy ndarray
-numpy dtype
-numpy.core.multiarray _reconstruct
-numpy._core.multiarray scalar
-numpy._core.numeric _frombuffer
-_codecs encode
-torch._utils _rebuild_tensor_v2
-torch FloatStorage
-"""
+ASKED = [
+    *KNOWN,
+    "os.mkdir",
+    "builtins.getattr",
+    "builtins.bytearray",
+    "torch._utils._rebuild_tensor_v2",
+    "torch.FloatStorage",
+]
 
 
 def pickled_values(marker):
@@ -408,8 +394,7 @@ def pickled_values(marker):
         st.binary(max_size=20).map(lambda value: b"U" + bytes([len(value)]) + value),
         st.binary(min_size=1, max_size=5).map(lambda value: b"\x8a" + bytes([len(value)]) + value),
     )
-    functions = GLOBALS.strip().splitlines()
-    function = st.sampled_from([f"c{name}\n".replace(" ", "\n").encode() for name in functions])
+    function = st.sampled_from(["c{}\n{}\n".format(*x.rsplit(".", 1)).encode() for x in ASKED])
 
     def compound(inner):
         many = st.lists(inner, max_size=4).map(b"".join)

@@ -7,7 +7,6 @@ from urllib.parse import urlparse
 
 import pytest
 import torch
-import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_backbone, build_model
 
@@ -109,26 +108,6 @@ def test_a_converted_file_loads_by_detectron2_alone_and_by_us(pretrained, tmp_pa
     assert len(weights) == 265
     assert all(torch.equal(found[name], weights[name].float()) for name in weights)
     assert torch.equal(foreign.head.conv1.weight, head)
-
-
-def test_torchvision_weights_give_torchvisions_features(tmp_path):
-    torch.manual_seed(0)
-    source = torchvision.models.resnet50().double().eval()
-    for module in source.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    path = str(tmp_path / "moco.pth.tar")
-    state = {f"module.encoder_q.{n}": v.float() for n, v in source.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 200, "arch": "resnet50"}, path)
-    source.load_state_dict({n: v.float() for n, v in source.state_dict().items()})
-    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        x = source.maxpool(source.relu(source.bn1(source.conv1(images))))
-        found = stages_of(load_into(FPN, path), images)
-        for i, stage in enumerate(("res2", "res3", "res4", "res5")):
-            x = getattr(source, f"layer{i + 1}")(x)
-            assert torch.allclose(found[stage], x, rtol=1e-6), stage
 
 
 def test_a_missing_tensor_is_an_error_that_names_it(pretrained, tmp_path):
