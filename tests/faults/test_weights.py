@@ -11,8 +11,8 @@ from detco_d2.engine.preflight import check_weights
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.frozen import check_complete
 
-from ..conftest import load_config
-from ..weights.loading import FPN, R18, SEGMENTATION, detectron2, load_into
+from ..conftest import R18, load_config
+from ..weights.loading import FPN, SEGMENTATION, detectron2, load_into
 
 
 def save(tmp_path, content, name="weights.pth"):

@@ -10,7 +10,6 @@ from detco_d2.weights.names import torchvision_to_detectron2
 
 from ..conftest import load_config
 
-R18 = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
 C4 = "coco/mask_rcnn_R_50_C4_1x.yaml"
 FPN = "coco/mask_rcnn_R_50_FPN_1x.yaml"
 SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"

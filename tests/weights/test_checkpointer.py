@@ -1,7 +1,5 @@
 """A backbone goes from one side to the other without a tensor lost or a feature changed."""
 
-import os
-import subprocess
 import sys
 from urllib.parse import urlparse
 
@@ -14,8 +12,9 @@ from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
 from detco_d2.weights.input_spec import InputSpec
 
-from ..conftest import ROOT, load_config
-from .loading import C4, FPN, R18, load_into
+from .. import warm
+from ..conftest import R18, load_config
+from .loading import C4, FPN, load_into
 
 R50 = ["MODEL.DETCO.QUEUE_LENGTH", 8, "MODEL.DETCO.EMBED_DIM", 8]
 RETINANET = "coco/retinanet_R_50_FPN_1x.yaml"
@@ -86,13 +85,8 @@ class ForeignDetector(torch.nn.Module):
 def test_a_converted_file_loads_by_detectron2_alone_and_by_us(pretrained, tmp_path, extension):
     path, backbone = pretrained
     output = str(tmp_path / f"converted.{extension}")
-    tool = os.path.join(ROOT, "tools", "convert_weights.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", tool, "--input", path, "--output", output],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    tool = "tools/convert_weights.py"
+    done = warm.run([sys.executable, tool, "--input", path, "--output", output])
     assert done.returncode == 0, done.stderr
     assert "265 of 265 backbone tensors of ResNet-50 matched" in done.stdout
     expected = backbone.res5[2].conv3.weight.float()

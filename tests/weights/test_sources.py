@@ -11,7 +11,8 @@ from torch import nn
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.frozen import check_complete
 
-from .loading import FPN, R18, detectron2, load_into
+from ..conftest import R18
+from .loading import FPN, detectron2, load_into
 
 
 @pytest.fixture(scope="module")
