@@ -37,7 +37,7 @@ EXTRAS = ["scikit-learn>=1.6,<2", "safetensors>=0.5,<1"]
 # Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own, timm
 # for a client of its hub.
 ALONE = ["cityscapesscripts==2.3.0", "pyquaternion==0.9.9", "shapely>=2,<3", "timm==1.0.31"]
-COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3", "webdataset<2"]
+COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3"]
 FOR_UPSTREAM = ["numpy>=2,<2.6", "Pillow>=10,<14", "opencv-python>=4.8,<6", "pycocotools<2.1"]
 FOR_INDEX_COPY = [
     *["numpy==1.23.5", "Pillow==9.5.0", "matplotlib<3.9", "opencv-python<4.12"],

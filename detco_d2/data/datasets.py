@@ -15,9 +15,8 @@ from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
 from .check import check_datasets, describe_folder
 from .cityscapes import make_train_id_files
+from .decode import IMAGE_EXTENSIONS
 from .synthetic import register_scenes, write_scenes
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 logger = logging.getLogger(__name__)
 

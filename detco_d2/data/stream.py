@@ -3,7 +3,8 @@
 Position p of the stream is image `order(p // N)[p % N]` of N, with its augmentations drawn from a
 generator seeded with (seed, p). Iteration t of batch B reads positions tB .. tB+B-1, whatever the
 number of processes and workers, so resuming needs no state but the iteration. Where an image cannot
-be read, others are drawn from (seed, p) until one can.
+be read, others are drawn from (seed, p) until one can. Folders, data sets and tar shards differ in
+their order alone.
 """
 
 import itertools
@@ -15,16 +16,33 @@ import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 
-from ..compat import build_train_loader
+from .datasets import load_images
 from .decode import UnreadableImage
+from .tar import TarImages, is_shard_name
 
-_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws; tar.py has 2 to 4
+_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws
+_WINDOW = 8  # shards whose images are shuffled together
 _MAX_UNREADABLE = 100  # in a row: this is no damaged file, but a damaged folder
 
 
 def pack_images(images: list[dict[str, Any]]) -> DatasetFromList:
     """Serialise data-set dicts into one array, which forked workers share and never copy."""
     return DatasetFromList(images, copy=False)
+
+
+def load_train_images(names: Sequence[str], folder: str) -> Sequence[dict[str, Any]]:
+    """The images that DATASETS.TRAIN names, packed: those of tar shards, or of everything else.
+
+    Args:
+        names: of tar shards (see :func:`list_shards`), or of data sets and folders.
+        folder: OUTPUT_DIR, which takes what cannot be kept beside the shards.
+
+    Raises:
+        ValueError, FileNotFoundError: see :class:`TarImages` and :func:`load_images`.
+    """
+    if any(is_shard_name(name) for name in names):
+        return TarImages(names, folder)
+    return pack_images(load_images(names))
 
 
 def mix_seed(*numbers: int) -> int:
@@ -68,6 +86,28 @@ def map_readable(
     )
 
 
+def shuffle_windows(sizes: Sequence[int], seed: int) -> torch.Tensor:
+    """A random order of the images of several shards, in which a slow disk reads mostly forward.
+
+    The shards come in random order, a window of them at a time, within which all images are
+    shuffled. Of one shard, which is what a folder counts as, it is a plain permutation.
+
+    Args:
+        sizes: images in each shard, N in all.
+        seed: of the order.
+
+    Returns:
+        numbers 0..N-1, of shape (N,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shards = torch.arange(sum(sizes)).split(list(sizes))
+    order = []
+    for window in torch.randperm(len(sizes), generator=generator).split(_WINDOW):
+        images = torch.cat([shards[shard] for shard in window])
+        order.append(images[torch.randperm(len(images), generator=generator)])
+    return torch.cat(order)
+
+
 class StreamSampler(torch.utils.data.Sampler):
     """Positions start + rank, start + rank + world, ...: this process's share of the stream."""
 
@@ -87,13 +127,14 @@ class StreamDataset(torch.utils.data.Dataset):
     ) -> None:
         """
         Args:
-            images: Detectron2 data-set dicts; see :func:`pack_images`.
+            images: Detectron2 data-set dicts; see :func:`load_train_images`.
             mapper: makes a sample of one of them, with randomness from torch's generator only.
             seed: the same on all processes.
         """
         self.images = images
         self.mapper = mapper
         self.seed = seed
+        self.shard_sizes = images.shard_sizes if isinstance(images, TarImages) else [len(images)]
         self._order: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
@@ -103,8 +144,8 @@ class StreamDataset(torch.utils.data.Dataset):
         """The index of the image at a stream position."""
         epoch, offset = divmod(position, len(self))
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, _ORDER, epoch))
-            self._order = (epoch, torch.randperm(len(self), generator=generator))
+            seed = mix_seed(self.seed, _ORDER, epoch)
+            self._order = (epoch, shuffle_windows(self.shard_sizes, seed))
         return int(self._order[1][offset])
 
     def candidates(self, position: int) -> Iterator[dict[str, Any]]:
@@ -142,23 +183,29 @@ def build_pretrain_loader(
     seed: int,
     start_iter: int = 0,
     pin_memory: bool = False,
-) -> Any:
+    timeout: float = 0,
+    start_worker: Callable[[int], None] | None = None,
+) -> torch.utils.data.DataLoader:
     """An endless loader of this process's share of each batch.
 
     Args:
-        images: Detectron2 data-set dicts, packed by :func:`pack_images` if there are many.
+        images: Detectron2 data-set dicts; see :func:`load_train_images`.
         mapper: a :class:`DetCoDatasetMapper`, or anything that returns a dict of tensors.
-        total_batch_size: images in a batch over all processes.
+        total_batch_size: images in a batch over all processes, which must divide it.
         num_workers: loader processes of this training process.
         seed: the same on all processes.
         start_iter: the iteration at which the stream starts.
         pin_memory: page-locked batches, for copies to a GPU.
+        timeout: seconds that a loader process may take for a batch; 0: any number.
+        start_worker: called in each loader process.
     """
-    return build_train_loader(
+    return torch.utils.data.DataLoader(
         StreamDataset(images, mapper, seed),
-        StreamSampler(start_iter * total_batch_size),
-        total_batch_size,
-        num_workers,
-        collate_views,
-        pin_memory,
+        batch_size=total_batch_size // comm.get_world_size(),
+        sampler=StreamSampler(start_iter * total_batch_size),
+        num_workers=num_workers,
+        collate_fn=collate_views,
+        pin_memory=pin_memory,
+        timeout=timeout if num_workers else 0,
+        worker_init_fn=start_worker,
     )

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
-from torchvision.transforms import functional as TF
 
 from .photometric import Photometric
 
@@ -85,17 +84,8 @@ class ViewDraw:
         self.jitter = T.ColorJitter(*settings.color_jitter)
         self.randaugment = T.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude)
 
-    def crop_exact(self, image: Image.Image) -> Image.Image:
-        """Crop, flip and RandAugment, to size x size pixels, as the plain chain does."""
-        box = T.RandomResizedCrop.get_params(image, list(self.settings.scale), list(RATIO))
-        size = [self.settings.size, self.settings.size]
-        view = TF.resized_crop(image, *box, size, T.InterpolationMode.BILINEAR)
-        if _happens(self.settings.flip_prob):
-            view = TF.hflip(view)
-        return self.randaugment(view) if self.settings.randaugment_ops else view
-
-    def crop_fast(self, pyramid: "Pyramid") -> np.ndarray:
-        """The same on a pyramid, of shape (size, size, 3)."""
+    def crop(self, pyramid: "Pyramid") -> np.ndarray:
+        """Crop, flip and RandAugment, of shape (size, size, 3)."""
         settings = self.settings
         box = T.RandomResizedCrop.get_params(pyramid.image, list(settings.scale), list(RATIO))
         view = pyramid.crop(box, settings.size)
@@ -106,7 +96,7 @@ class ViewDraw:
         return view
 
     def photometric(self) -> Photometric:
-        """The rest of the chain's draws, to be called after one of the crops."""
+        """The rest of the chain's draws, to be called after the crop."""
         settings, jitter = self.settings, ()
         if _happens(settings.color_jitter_prob):
             order, *factors = T.ColorJitter.get_params(
