@@ -64,11 +64,9 @@ def register_by_name(names: Sequence[str]) -> None:
     """Register each name that says by itself what it holds, and is not registered yet.
 
     Args:
-        names: `scenes_<split>_<count>@<root>`, so many rendered scenes, which are written below
-            root if they are not there; `voc_<split>_<fraction>_seed<n>@<root>`, a share of the
-            list of images of a folder in VOC's layout; `coco_2017_train_<n>percent_seed<n>`; or
-            an existing directory, which becomes a data set of its images. Any other name is left
-            alone.
+        names: `scenes_<split>_<count>@<root>`, rendered scenes, which are written if they are not
+            there; `voc_<split>_<fraction>_seed<n>@<root>`, a share of a folder in VOC's layout;
+            `coco_2017_train_<n>percent_seed<n>`; or a directory. Any other name is left alone.
     """
     for name in names:
         if name in DatasetCatalog.list():
@@ -115,9 +113,6 @@ def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
     """Register, check and complete the data sets of a run, before any process starts.
 
     Makes Cityscapes' `labelTrainIds` files where they are missing.
-
-    Args:
-        train, test: DATASETS.TRAIN and DATASETS.TEST.
 
     Raises:
         ValueError, FileNotFoundError: see :func:`check_datasets`.
@@ -166,13 +161,7 @@ for _percent in (1, 2, 5, 10):  # the paper's low-data experiments
 
 
 def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int = 0) -> str:
-    """Register a folder in PASCAL VOC's layout, with the classes that its boxes name.
-
-    Args:
-        root: holds Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/<split>.txt.
-        split: name of the list of images.
-        fraction: share of the images to keep, a subset drawn from `seed`.
-        seed: of the subset.
+    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
 
     Returns:
         the data set's name.
@@ -204,13 +193,9 @@ def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int 
 
 
 def register_coco_subset(name: str, count: int, seed: int, folder: str) -> str:
-    """Register at most `count` images of a registered COCO data set, for training or evaluation.
+    """Register at most `count` images of a registered COCO data set.
 
-    Args:
-        name: a data set in COCO's format, such as coco_2017_val.
-        count: how many images.
-        seed: of the subset.
-        folder: where its annotation file is written, since COCO's evaluator reads one.
+    Its annotation file, which COCO's evaluator reads, is written into `folder`.
 
     Returns:
         the subset's name.

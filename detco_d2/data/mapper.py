@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -46,15 +47,11 @@ class DetCoDatasetMapper:
         """
         Args:
             views: which of global_query, global_key, local_query, local_key to make.
-            global_settings: of a global view.
-            local_settings: of the square crop that is cut into a 3x3 jigsaw.
+            global_settings, local_settings: of a global view, and of the crop for the jigsaw.
             patch_size: side of the nine patches in pixels.
             image_format: channel order of the result, "RGB" or "BGR".
             augmentation: "pil", "fast" or "device" (see INPUT.DETCO.AUGMENTATION).
             min_side, max_pixels: of an image; any other is unreadable.
-
-        Raises:
-            ValueError: an image format other than these two.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; pretraining takes RGB or BGR.")
@@ -76,7 +73,9 @@ class DetCoDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.INPUT.DETCO
-        photometric: dict[str, Any] = dict(
+        local_settings = ViewSettings(
+            size=node.LOCAL_SIZE,
+            scale=tuple(node.LOCAL_SCALE),
             flip_prob=node.FLIP_PROB,
             color_jitter=tuple(node.COLOR_JITTER),
             color_jitter_prob=node.COLOR_JITTER_PROB,
@@ -86,16 +85,14 @@ class DetCoDatasetMapper:
         )
         return {
             "views": required_views(cfg.MODEL.DETCO.FAMILIES),
-            "global_settings": ViewSettings(
+            "global_settings": replace(
+                local_settings,
                 size=node.GLOBAL_SIZE,
                 scale=tuple(node.GLOBAL_SCALE),
                 randaugment_ops=node.RANDAUGMENT_OPS,
                 randaugment_magnitude=node.RANDAUGMENT_MAGNITUDE,
-                **photometric,
             ),
-            "local_settings": ViewSettings(
-                size=node.LOCAL_SIZE, scale=tuple(node.LOCAL_SCALE), **photometric
-            ),
+            "local_settings": local_settings,
             "patch_size": node.PATCH_SIZE,
             "image_format": cfg.INPUT.FORMAT,
             "augmentation": node.AUGMENTATION,
@@ -104,12 +101,11 @@ class DetCoDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """The loader's half.
+        """The loader's half: `file_name`, and for each view a uint8 tensor.
 
-        Returns:
-            `file_name`, and for each view a uint8 tensor: global views of shape (3, S, S), local
-            views of shape (9, 3, p, p), with `{view}/cells` of shape (9,): which cell of the crop
-            each patch comes from. With "device" the views are what :meth:`finish` takes instead.
+        Global views are of shape (3, S, S), local views of shape (9, 3, p, p), with `{view}/cells`
+        of shape (9,): which cell of the crop each patch comes from. With "device" they are what
+        :meth:`finish` makes that of.
 
         Raises:
             UnreadableImage: the file cannot be decoded; names it.
@@ -124,12 +120,7 @@ class DetCoDatasetMapper:
         return sample
 
     def finish(self, batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        """The device's half: move a batch there, and do what "device" leaves to it.
-
-        Returns:
-            uint8 tensors: global views of shape (N, 3, S, S), local views of shape
-            (N, 9, 3, p, p); with them `{view}/cells`, of shape (N, 9).
-        """
+        """The device's half: move a batch of views there, and do what "device" leaves to it."""
         result = {}
         for view in self.views:
             pixels = batch[view].to(device, non_blocking=True)
@@ -141,11 +132,7 @@ class DetCoDatasetMapper:
         return result
 
     def decode(self, dataset_dict: dict[str, Any]) -> Image.Image:
-        """An RGB image, upright; smaller than the file's where no view but "pil" can see it.
-
-        Raises:
-            UnreadableImage: the file cannot be opened or decoded; names it.
-        """
+        """An RGB image, upright; smaller than the file's where only "pil" could see it."""
         path = dataset_dict["file_name"]
         try:
             with _open(dataset_dict) as file:

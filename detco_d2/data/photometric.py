@@ -63,14 +63,11 @@ def colour_matrices(drawn: Photometric) -> tuple[np.ndarray, np.ndarray]:
 
 
 def apply_fast(array: np.ndarray, drawn: Photometric) -> np.ndarray:
-    """One pass of OpenCV for all colour operations, one for the blur.
+    """One pass of OpenCV for all colour operations, and one for the blur.
 
     Args:
-        array: RGB, of shape (height, width, 3), uint8.
+        array: RGB, of shape (height, width, 3), uint8, as the result.
         drawn: the factors.
-
-    Returns:
-        of the same shape, uint8.
     """
     if drawn.jitter or drawn.grayscale:
         pixel, mean = colour_matrices(drawn)
@@ -88,14 +85,12 @@ def pack(drawn: Photometric) -> torch.Tensor:
 
 
 def apply_batched(images: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """A batch of views on any device, each with its own factors.
+    """A batch of RGB views of shape (N, 3, S, S), uint8, on any device, as is the result.
 
     Args:
-        images: RGB, of shape (N, 3, S, S), uint8.
-        packed: from :func:`pack`, of shape (N, 19), on the CPU, so that nothing waits for a GPU.
-
-    Returns:
-        of shape (N, 3, S, S), uint8.
+        images: the views.
+        packed: their factors from :func:`pack`, of shape (N, 19), on the CPU, so that nothing waits
+            for a GPU.
     """
     device = images.device
     matrices = packed[:, :18].view(-1, 2, 3, 3).to(device, non_blocking=True)

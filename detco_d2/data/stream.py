@@ -36,9 +36,6 @@ def load_train_images(names: Sequence[str], folder: str) -> Sequence[dict[str, A
     Args:
         names: of tar shards (see :func:`list_shards`), or of data sets and folders.
         folder: OUTPUT_DIR, which takes what cannot be kept beside the shards.
-
-    Raises:
-        ValueError, FileNotFoundError: see :class:`TarImages` and :func:`load_images`.
     """
     if any(is_shard_name(name) for name in names):
         return TarImages(names, folder)
@@ -60,11 +57,9 @@ def map_seeded(mapper: Callable[[Any], Any], item: Any, seed: int) -> Any:
 def map_readable(
     mapper: Callable[[Any], Any], candidates: Iterable[dict[str, Any]], seed: int
 ) -> Any:
-    """The sample of the first candidate that can be read.
+    """The sample of the first candidate that can be read, made with this seed.
 
-    Returns:
-        what the mapper makes of it with this seed; if others could not be read, `bad_images` in it
-        is the list of their (path, reason).
+    If others could not be read, `bad_images` in it is the list of their (path, reason).
 
     Raises:
         RuntimeError: a hundred candidates in a row cannot be read.
@@ -79,7 +74,7 @@ def map_readable(
         if bad:
             sample["bad_images"] = list(bad)
         return sample
-    first = "\n".join(f"  {path!r}: {reason}" for path, reason in itertools.islice(bad, 5))
+    first = "\n".join(f"  {path!r}: {reason}" for path, reason in list(bad)[:5])
     raise RuntimeError(
         f"{_MAX_UNREADABLE} images of DATASETS.TRAIN that were tried in a row, {len(bad)} of them "
         f"different, cannot be read; the first are:\n{first}"
@@ -87,17 +82,10 @@ def map_readable(
 
 
 def shuffle_windows(sizes: Sequence[int], seed: int) -> torch.Tensor:
-    """A random order of the images of several shards, in which a slow disk reads mostly forward.
+    """A random order of the images of shards of these sizes, of shape (N,).
 
-    The shards come in random order, a window of them at a time, within which all images are
-    shuffled. Of one shard, which is what a folder counts as, it is a plain permutation.
-
-    Args:
-        sizes: images in each shard, N in all.
-        seed: of the order.
-
-    Returns:
-        numbers 0..N-1, of shape (N,).
+    A slow disk reads mostly forward: the shards come in random order, a window of them at a time,
+    within which all images are shuffled. A folder counts as one shard, and is a plain permutation.
     """
     generator = torch.Generator().manual_seed(seed)
     shards = torch.arange(sum(sizes)).split(list(sizes))
@@ -125,12 +113,6 @@ class StreamDataset(torch.utils.data.Dataset):
     def __init__(
         self, images: Sequence[dict[str, Any]], mapper: Callable[[Any], Any], seed: int
     ) -> None:
-        """
-        Args:
-            images: Detectron2 data-set dicts; see :func:`load_train_images`.
-            mapper: makes a sample of one of them, with randomness from torch's generator only.
-            seed: the same on all processes.
-        """
         self.images = images
         self.mapper = mapper
         self.seed = seed
@@ -160,10 +142,7 @@ class StreamDataset(torch.utils.data.Dataset):
 
 
 def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the views of N samples; `file_name` becomes a list.
-
-    `bad_images` is the list of all (path, reason) of the batch, not one entry an image.
-    """
+    """Stack the views of N samples; `bad_images` lists all (path, reason) of the batch."""
     batch: dict[str, Any] = {
         "file_name": [sample["file_name"] for sample in samples],
         "bad_images": [pair for sample in samples for pair in sample.get("bad_images", ())],
@@ -190,7 +169,8 @@ def build_pretrain_loader(
 
     Args:
         images: Detectron2 data-set dicts; see :func:`load_train_images`.
-        mapper: a :class:`DetCoDatasetMapper`, or anything that returns a dict of tensors.
+        mapper: a :class:`DetCoDatasetMapper`, or anything that makes a dict of tensors of one of
+            them, with randomness from torch's generator only.
         total_batch_size: images in a batch over all processes, which must divide it.
         num_workers: loader processes of this training process.
         seed: the same on all processes.

@@ -29,22 +29,16 @@ logger = logging.getLogger(__name__)
 
 
 class ShardIndex(NamedTuple):
-    """Where the N images of a tar file lie.
-
-    Attributes:
-        places: offset and size in bytes, and the end of the name in `names`, of shape (N, 3).
-        names: the names of all images in UTF-8, one after the other.
-    """
+    """Where the N images of a tar file lie: (offset, size, end of its name), of shape (N, 3)."""
 
     places: np.ndarray
-    names: np.ndarray
+    names: np.ndarray  # all in UTF-8, one after the other
 
 
 class TarImages(Sequence[dict[str, Any]]):
-    """The images of tar shards as data-set dicts, each of which is made when it is asked for.
+    """The images of tar shards, as data-set dicts that are made when they are asked for.
 
-    A dict has `file_name` (tar file/member) and `member` (tar file, offset, size), which is what
-    :func:`read_member` takes.
+    Each has `file_name` (tar file/member) and `member`, what :func:`read_member` takes.
     """
 
     def __init__(self, names: Sequence[str], folder: str) -> None:
@@ -56,11 +50,10 @@ class TarImages(Sequence[dict[str, Any]]):
 
         Raises:
             ValueError: a file that is no complete tar file, or one without images; names it.
-            FileNotFoundError: see :func:`list_shards`.
         """
         self.paths = list_shards(names)
         total = sum(os.path.getsize(path) for path in self.paths)
-        look = {"unit": "B", "unit_scale": True, "leave": False, "delay": 2, "disable": None}
+        look = {"unit": "B", "unit_scale": True, "mininterval": 5, "delay": 5}
         with tqdm(total=total, desc="Indexing tar shards", **look) as bar:
             self.indices = [_load_index(path, folder, bar) for path in self.paths]
         self.shard_sizes = [len(index.places) for index in self.indices]
@@ -86,8 +79,7 @@ def read_member(path: str, offset: int, size: int) -> bytes:
     """The bytes of a tar file's member.
 
     Raises:
-        UnreadableImage: the file is shorter than its index says, or the member is no image's size.
-        OSError: the file cannot be read.
+        UnreadableImage: the file is shorter than its index says, or the member too large.
     """
     if size > _MAX_BYTES:
         raise UnreadableImage(f"{size} bytes, more than any image has ({_MAX_BYTES})")
@@ -104,11 +96,7 @@ def is_shard_name(name: str) -> bool:
 
 
 def list_shards(names: Sequence[str]) -> list[str]:
-    """The absolute paths of the tar files that names stand for.
-
-    Args:
-        names: paths, with braces (`train-{000..146}.tar`) or wildcards (`train-*.tar`) or without;
-            a file that several of them name is taken once.
+    """The absolute paths of the tar files that names with braces or wildcards stand for, each once.
 
     Raises:
         FileNotFoundError: some of the files do not exist.
@@ -147,12 +135,12 @@ def _expand_braces(name: str) -> list[str]:
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", name)
     if not match:
         return [name]
-    if match[3] is None:
-        low, high = sorted((int(match[1]), int(match[2])))
-        width = len(match[1]) if match[1].startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(low, high + 1)]
+    first, last, listed = match.groups()
+    if listed is None:
+        width = len(first) if first.startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     else:
-        choices = match[3].split(",")
+        choices = listed.split(",")
     head, tail = name[: match.start()], name[match.end() :]
     return [path for choice in choices for path in _expand_braces(f"{head}{choice}{tail}")]
 

@@ -1,11 +1,12 @@
 """Labelled images through a frozen backbone: one vector an image and stage."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 import torch
+from detectron2.utils import comm
 from torch.nn import functional as F
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ Batch = tuple[list[int], torch.Tensor | None]
 
 
 def pool_map(feature_map: torch.Tensor, stage: str, pool: str) -> torch.Tensor:
-    """
+    """Average a stage's map over all of it, or over its cells.
+
     Args:
         feature_map: of shape (N, C, H, W).
         stage: whose it is.
@@ -74,19 +76,15 @@ def extract(
     )
     parts: dict[tuple[str, str], list[torch.Tensor]] = {}
     numbers: list[int] = []
-    total, started = len(loader), time.perf_counter()
-    said = started
-    for i, (found, images) in enumerate(loader):
-        if images is not None:
-            numbers += found
-            for stage, feature_map in backbone(images.to(device)).items():
-                for pool in pools:
-                    pooled = pool_map(feature_map.float(), stage, pool).cpu()
-                    parts.setdefault((pool, stage), []).append(pooled)
-        now = time.perf_counter()
-        if now - said > 10 and i + 1 < total:
-            said, left = now, (now - started) / (i + 1) * (total - i - 1)
-            logger.info("features: batch %d of %d, about %.0f s left", i + 1, total, left)
+    silent = not comm.is_main_process()
+    for found, images in tqdm(loader, "Features", mininterval=10, delay=10, disable=silent):
+        if images is None:
+            continue
+        numbers += found
+        for stage, feature_map in backbone(images.to(device)).items():
+            for pool in pools:
+                pooled = pool_map(feature_map.float(), stage, pool).cpu()
+                parts.setdefault((pool, stage), []).append(pooled)
     size = len(dataset)  # type: ignore[arg-type]
     if not numbers:
         raise ValueError(f"None of {size} images can be read.")
