@@ -77,21 +77,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def build(args: argparse.Namespace, path: str) -> FrozenBackbone:
-    """The backbone of a weight file; of "" the random one."""
-    if path:
-        return frozen_backbone(path, args.stages)
-    if args.weights:
-        return random_backbone_like(args.weights[0], args.seed, args.stages)
-    return random_backbone(args.depth, args.seed, args.stages)
-
-
 def features_of(
     args: argparse.Namespace, backbone: FrozenBackbone, half: Labelled, view: int | None = None
 ) -> tuple[Features, torch.Tensor]:
     """The features of a half, and their labels."""
-    averaged = {"average"} if {"knn", "linear"} & set(args.probes) else set()
-    pools = averaged | ({args.svm_pool} if "svm" in args.probes else set())
+    pools = {"average" for probe in args.probes if probe != "svm"}
+    pools |= {args.svm_pool for probe in args.probes if probe == "svm"}
     features, numbers = extract(
         backbone,
         LabelledImages(half, args.size, view),
@@ -163,7 +154,12 @@ def table(args: argparse.Namespace, records: list[dict[str, Any]]) -> str:
 def probe(args: argparse.Namespace, path: str, train: Labelled, test: Labelled) -> Result:
     """All that is written of one weight file, or of "", the random backbone."""
     started = time.perf_counter()
-    backbone = build(args, path)
+    if path:
+        backbone = frozen_backbone(path, args.stages)
+    elif args.weights:
+        backbone = random_backbone_like(args.weights[0], args.seed, args.stages)
+    else:
+        backbone = random_backbone(args.depth, args.seed, args.stages)
     name = path or backbone.source
     logger.info("%s: %d training, %d test items", name, len(train.items), len(test.items))
     results, y, test_y = run_probes(args, backbone, train, test)

@@ -28,8 +28,7 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     that is not there counts as an image, which training will find unreadable.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no image in it; says what was tried.
-        PermissionError, OSError: a folder in it cannot be read; names it.
+        FileNotFoundError, OSError: no such folder, no image in it, or a part that cannot be read.
     """
     # Detectron2 opens paths after `link/..` has been struck out of them, which may lead elsewhere.
     root = os.path.realpath(folder) if ".." in Path(folder).parts else folder
@@ -86,10 +85,7 @@ def register_by_name(names: Sequence[str]) -> None:
 
 
 def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The images of several data sets without their annotations; none is dropped.
-
-    Args:
-        names: registered data sets or directories.
+    """The images of data sets and folders without their annotations; none is dropped.
 
     Raises:
         ValueError: no names, or one that is neither; suggests the nearest registered ones.

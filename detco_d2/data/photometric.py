@@ -25,18 +25,11 @@ _ABOUT_GREY = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # t
 
 @dataclass(frozen=True)
 class Photometric:
-    """What was drawn for one view.
+    """What was drawn for one view: jitter, then grayscale, then blur."""
 
-    Attributes:
-        jitter: (operation, factor) in the order in which they apply; the operations are
-            torchvision's brightness, contrast, saturation and hue.
-        grayscale: whether the colours go, after the jitter.
-        sigma: of the Gaussian blur that comes last, in pixels; 0 for none.
-    """
-
-    jitter: tuple[tuple[str, float], ...] = ()
+    jitter: tuple[tuple[str, float], ...] = ()  # torchvision's operations and factors, in order
     grayscale: bool = False
-    sigma: float = 0.0
+    sigma: float = 0.0  # of the Gaussian blur, in pixels; 0 for none
 
 
 def colour_matrices(drawn: Photometric) -> tuple[np.ndarray, np.ndarray]:

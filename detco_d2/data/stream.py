@@ -33,9 +33,7 @@ def pack_images(images: list[dict[str, Any]]) -> DatasetFromList:
 def load_train_images(names: Sequence[str], folder: str) -> Sequence[dict[str, Any]]:
     """The images that DATASETS.TRAIN names, packed: those of tar shards, or of everything else.
 
-    Args:
-        names: of tar shards (see :func:`list_shards`), or of data sets and folders.
-        folder: OUTPUT_DIR, which takes what cannot be kept beside the shards.
+    `folder`, OUTPUT_DIR, takes what cannot be kept beside the shards.
     """
     if any(is_shard_name(name) for name in names):
         return TarImages(names, folder)

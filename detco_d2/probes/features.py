@@ -20,16 +20,7 @@ Batch = tuple[list[int], torch.Tensor | None]
 
 
 def pool_map(feature_map: torch.Tensor, stage: str, pool: str) -> torch.Tensor:
-    """Average a stage's map over all of it, or over its cells.
-
-    Args:
-        feature_map: of shape (N, C, H, W).
-        stage: whose it is.
-        pool: "average" over the whole map, or "grid": over each of the stage's GRID x GRID cells.
-
-    Returns:
-        of shape (N, C) or (N, C * GRID * GRID).
-    """
+    """Average a map of shape (N, C, H, W) to (N, C), or with "grid" to (N, C * GRID * GRID)."""
     if pool == "average":
         return feature_map.mean(dim=(2, 3))
     return F.adaptive_avg_pool2d(feature_map, GRID[stage]).flatten(1)
@@ -52,10 +43,7 @@ def extract(
         backbone: a :class:`FrozenBackbone`.
         dataset: gives (number, uint8 image of shape (3, S, S), or None where it is unreadable).
         pools: any of POOLS.
-        batch_size: images at a time.
-        num_workers: loader processes.
-        timeout: seconds that one of them may take for a batch; 0: any number.
-        device: where the backbone is.
+        timeout: seconds that a loader process may take for a batch; 0: any number.
         start_worker: called in each loader process.
 
     Returns:
@@ -63,7 +51,6 @@ def extract(
 
     Raises:
         ValueError: no image can be read.
-        RuntimeError: a loader process died or hangs.
     """
     loader = torch.utils.data.DataLoader(
         dataset,

@@ -62,14 +62,11 @@ def test_imagenet_is_found_under_the_data_folder(tmp_path, monkeypatch):
         load_images(("imagenet_val",))
 
 
-def test_a_missing_folder_names_the_nearest_parent_and_the_variable(tmp_path, monkeypatch):
+def test_a_missing_or_empty_folder_says_what_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf"above that exists is '{tmp_path}'") as error:
         list_images(str(tmp_path / "imagenet" / "val"))
     assert "DETECTRON2_DATASETS" in str(error.value)
-
-
-def test_a_folder_without_images_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\.jpg, \.jpeg, \.png"):
         list_images(str(tmp_path))
 

@@ -190,8 +190,7 @@ def test_a_damaged_or_hostile_index_is_made_anew(tmp_path, damage):
 
 
 def test_braces_wildcards_and_plain_paths_find_the_same_files_once(tmp_path):
-    sizes = [1] * 11
-    write_shards(tmp_path, sizes)
+    write_shards(tmp_path, [1] * 11)
     paths = [f"{tmp_path}/s-{i:02d}.tar" for i in range(11)]
     assert list_shards([f"{tmp_path}/s-{{00..10}}.tar"]) == paths
     assert list_shards([f"{tmp_path}/{{s-0,s-1}}{{0..0}}.tar"]) == [paths[0], paths[10]]
