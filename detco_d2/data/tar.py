@@ -156,7 +156,7 @@ def _load_index(path: str, folder: str, bar: tqdm) -> ShardIndex:
             with np.load(file, allow_pickle=False) as found:
                 if np.array_equal(found["stamp"], stamp):
                     bar.update(status.st_size)
-                    return ShardIndex(found["places"], found["names"])
+                    return ShardIndex(found["places"].reshape(-1, 3), found["names"])
         except Exception:  # not there or damaged, for which NumPy raises nearly anything
             continue
     index = _make_index(path, bar)

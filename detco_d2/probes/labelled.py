@@ -42,8 +42,7 @@ class Labelled:
     """Images, or parts of images, and their labels.
 
     Attributes:
-        items: dicts of `file_name`, `kind` ("folder" or one of KINDS), and `box` for a crop
-            (x0, y0, x1, y1 in pixels).
+        items: dicts of `file_name`, `kind` ("folder" or one of KINDS), and `box` (x0, y0, x1, y1).
         labels: class numbers of shape (N,); or, of shape (N, C), 1 where an image has a class, 0
             where it has not, -1 where that cannot be told.
         classes: their names.
