@@ -14,9 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
 from .check import check_datasets, describe_folder
-from .cityscapes import make_train_id_files
-from .decode import IMAGE_EXTENSIONS
-from .synthetic import register_scenes, write_scenes
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +58,11 @@ def _stop(error: OSError) -> None:
     raise type(error)(f"{error}: a folder below one of DATASETS.TRAIN cannot be read.") from error
 
 
+def is_shard_name(name: str) -> bool:
+    """Whether an entry of DATASETS.TRAIN means tar shards: `x.tar`, `x-{00..41}.tar`, `x-*.tar`."""
+    return re.search(r"\.(tar|tgz|tar\.\w+)$", name) is not None
+
+
 def register_by_name(names: Sequence[str]) -> None:
     """Register each name that says by itself what it holds, and is not registered yet.
 
@@ -71,6 +75,8 @@ def register_by_name(names: Sequence[str]) -> None:
         if name in DatasetCatalog.list():
             continue
         if match := re.fullmatch(r"scenes_(\w+_(\d+))@(.+)", name):
+            from .synthetic import register_scenes, write_scenes
+
             if not Path(match[3], "annotations", f"instances_{match[1]}.json").is_file():
                 logger.info("Rendering %s scenes below %s", match[2], match[3])
                 write_scenes(match[3], match[1], int(match[2]), seed=0)
@@ -119,6 +125,8 @@ def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
         for name in names:
             metadata = MetadataCatalog.get(name)
             if metadata.get("evaluator_type") == "cityscapes_sem_seg":
+                from .cityscapes import make_train_id_files
+
                 made = make_train_id_files(metadata.gt_dir)
                 logger.info("%s: %d labelTrainIds files made", name, made)
 

@@ -30,8 +30,6 @@ Image.init()  # otherwise Pillow knows its rarer formats only after it has met a
 _WANTED = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
-
 # Where no config says otherwise: the defaults of INPUT.DETCO (MAX_PIXELS is Pillow's own limit).
 MIN_SIDE, MAX_PIXELS = 16, 89478485
 

@@ -16,7 +16,6 @@ from ..families import required_views
 from .decode import UnreadableImage, decode_image
 from .jigsaw import cut_jigsaw, cut_jigsaw_batch, draw_jigsaw
 from .photometric import Photometric, apply_batched, apply_fast, pack
-from .tar import read_member
 from .views import Pyramid, ViewDraw, ViewSettings, build_view_transform, safe_reduction
 
 logger = logging.getLogger(__name__)
@@ -189,6 +188,8 @@ class DetCoDatasetMapper:
 def _open(dataset_dict: dict[str, Any]) -> Any:
     """The encoded image as a file."""
     if "member" in dataset_dict:
+        from .tar import read_member  # a run on folders does not need it
+
         return io.BytesIO(read_member(*dataset_dict["member"]))
     if "image_bytes" in dataset_dict:
         return io.BytesIO(dataset_dict["image_bytes"])

@@ -16,9 +16,8 @@ import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 
-from .datasets import load_images
+from .datasets import is_shard_name, load_images
 from .decode import UnreadableImage
-from .tar import TarImages, is_shard_name
 
 _ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws
 _WINDOW = 8  # shards whose images are shuffled together
@@ -36,6 +35,8 @@ def load_train_images(names: Sequence[str], folder: str) -> Sequence[dict[str, A
     `folder`, OUTPUT_DIR, takes what cannot be kept beside the shards.
     """
     if any(is_shard_name(name) for name in names):
+        from .tar import TarImages  # a run on folders does not need it
+
         return TarImages(names, folder)
     return pack_images(load_images(names))
 
@@ -114,7 +115,7 @@ class StreamDataset(torch.utils.data.Dataset):
         self.images = images
         self.mapper = mapper
         self.seed = seed
-        self.shard_sizes = images.shard_sizes if isinstance(images, TarImages) else [len(images)]
+        self.shard_sizes = getattr(images, "shard_sizes", [len(images)])  # a folder is one shard
         self._order: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:

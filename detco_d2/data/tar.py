@@ -20,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files import replacing
-from .decode import IMAGE_EXTENSIONS, UnreadableImage
+from .datasets import IMAGE_EXTENSIONS, is_shard_name
+from .decode import UnreadableImage
 
 _FORMAT = 1  # of an index, and of what it takes for an image
 _MAX_BYTES = 2**30  # of an image
@@ -88,11 +89,6 @@ def read_member(path: str, offset: int, size: int) -> bytes:
     if len(content) < size:
         raise UnreadableImage(f"the tar file ends within it; was {path!r} changed or cut?")
     return content
-
-
-def is_shard_name(name: str) -> bool:
-    """Whether an entry of DATASETS.TRAIN means tar shards: `x.tar`, `x-{00..41}.tar`, `x-*.tar`."""
-    return re.search(r"\.(tar|tgz|tar\.\w+)$", name) is not None
 
 
 def list_shards(names: Sequence[str]) -> list[str]:

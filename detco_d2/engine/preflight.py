@@ -16,7 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..config_files import flatten
-from ..data.datasets import prepare_datasets
+from ..data.datasets import is_shard_name, prepare_datasets
 from ..weights.saving import find_checkpoints, newest_intact
 from .record import remove_run
 
@@ -88,9 +88,9 @@ def check_images(names: Sequence[str]) -> None:
     Raises:
         ValueError, FileNotFoundError: see :func:`list_shards` and :func:`prepare_datasets`.
     """
-    from ..data.tar import is_shard_name, list_shards
-
     if any(is_shard_name(name) for name in names):
+        from ..data.tar import list_shards
+
         list_shards(names)
     else:
         prepare_datasets(names, [])

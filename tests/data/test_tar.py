@@ -14,9 +14,10 @@ from detectron2.utils import comm
 from PIL import Image
 
 from detco_d2.data import tar as tar_module
+from detco_d2.data.datasets import is_shard_name
 from detco_d2.data.decode import UnreadableImage
 from detco_d2.data.stream import StreamDataset, build_pretrain_loader, load_train_images
-from detco_d2.data.tar import TarImages, is_shard_name, list_shards, read_member
+from detco_d2.data.tar import TarImages, list_shards, read_member
 
 
 def picture(number, kind="PNG"):
