@@ -134,20 +134,17 @@ def svm(
     if not kept:
         raise ValueError("No class has positive and negative items in both halves; an SVM needs.")
 
-    def validate(column: int) -> np.ndarray:
-        return _validate(x_ND, y_NC[:, column] == 1)
-
     def decide(column: int, cost: float) -> np.ndarray:
         return _classifier(cost).fit(x_ND, y_NC[:, column] == 1).decision_function(x_MD)
 
     with ThreadPoolExecutor(num_workers) as pool:  # liblinear lets other threads run
-        scores = pool.map(validate, kept)
+        scores = pool.map(lambda column: _validate(x_ND, y_NC[:, column] == 1), kept)
         table = np.array(list(tqdm(scores, "SVMs", len(kept), mininterval=10, delay=10)))
         decisions = pool.map(decide, kept, [_best(row) for row in table])
-        precisions = []
-        for column, decision in zip(kept, decisions):
-            known = y_MC[:, column] >= 0
-            precisions.append(average_precision_score(y_MC[known, column], decision[known]))
+        precisions = [
+            average_precision_score(y_M[y_M >= 0], decision[y_M >= 0])
+            for y_M, decision in zip(y_MC.T[kept], decisions)
+        ]
         result = {"mAP": 100 * float(np.mean(precisions))}
         if train_y.ndim == 1:
             common = _best(table.mean(axis=0))
