@@ -12,8 +12,9 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.weights.backbone import build_resnet, load_backbone
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
+from detco_d2.weights.frozen import build_resnet
 from detco_d2.weights.input_spec import TORCHVISION_SPEC
 
 from .conftest import ROOT, load_config
@@ -97,9 +98,9 @@ def test_detectron2s_own_loop_trains_it_and_its_backbone_goes_on(scenes, tmp_pat
     after = model.query_encoder.backbone.res5[2].conv2.weight
     assert not torch.equal(after, before)
     assert int(model.queue.num_enqueued) == 8
-    tensors, source, _ = load_backbone(str(tmp_path / "model_final.pth"))
-    assert source.startswith("DetCo pretraining checkpoint")
-    assert torch.equal(tensors["res5.2.conv2.weight"], after)
+    backbone = read_backbone(str(tmp_path / "model_final.pth"))
+    assert backbone.source.startswith("DetCo pretraining checkpoint")
+    assert torch.equal(backbone.tensors["res5.2.conv2.weight"], after)
 
 
 def test_detectron2s_own_mask_rcnn_starts_from_a_converted_file(tmp_path):
