@@ -166,10 +166,10 @@ def _check_views(cfg: CfgNode) -> None:
         "a multiple of 3, and a patch no larger than a third of it (255 and 64 in the paper)",
     )
     _require(
-        views.AUGMENTATION in ("pil", "exact", "fast", "device"),
+        views.AUGMENTATION in ("pil", "fast", "device", "exact"),  # the last means "pil"
         "INPUT.DETCO.AUGMENTATION",
         views.AUGMENTATION,
-        '"pil", "exact", "fast" or "device"',
+        '"pil", "fast" or "device"',
     )
     _require(cfg.INPUT.FORMAT in ("RGB", "BGR"), "INPUT.FORMAT", cfg.INPUT.FORMAT, "RGB or BGR")
     for key, high, allowed in (

@@ -49,7 +49,7 @@ def test_one_run_gives_the_step_its_parts_the_data_and_a_trace(scenes, tmp_path)
     views = rows(output, "Data on one core")
     assert set(views) == {
         "decoding alone",
-        *(f"views, {k}" for k in ("pil", "exact", "fast", "device")),
+        *(f"views, {k}" for k in ("pil", "fast", "device")),
     }
     assert "peak memory after one step" in output
     names = {

@@ -224,7 +224,7 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Views of each kind on one core, in seconds of CPU; then whole loaders."""
     torch.set_num_threads(1)
     images = load_images([args.images])[: args.num_images]
-    kinds = ("pil", "exact", "fast", "device")
+    kinds = ("pil", "fast", "device")
     mappers = {
         kind: DetCoDatasetMapper(changed(cfg, ["INPUT.DETCO.AUGMENTATION", kind])) for kind in kinds
     }

@@ -80,7 +80,7 @@ dataloader = dict(
             local_settings=view(255, [0.6, 1.0]),
             patch_size=64,
             image_format="RGB",
-            augmentation="exact",
+            augmentation="fast",
             min_side=16,
             max_pixels=89478485,
         ),

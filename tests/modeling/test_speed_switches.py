@@ -211,5 +211,5 @@ def test_the_defaults_are_fast_and_full_precision():
     cfg = load_config("detco.yaml")
     node = cfg.MODEL.DETCO
     assert node.CHANNELS_LAST and node.FUSED_LOSS and node.FUSED_EMA and cfg.SOLVER.FUSED_SGD
-    assert not cfg.SOLVER.AMP.ENABLED and cfg.INPUT.DETCO.AUGMENTATION == "exact"
+    assert not cfg.SOLVER.AMP.ENABLED and cfg.INPUT.DETCO.AUGMENTATION == "fast"
     assert cfg.SOLVER.ACCUMULATION_STEPS == 1 and cfg.SOLVER.LR_REFERENCE_BATCH == 0
