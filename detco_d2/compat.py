@@ -147,6 +147,14 @@ def current_event_storage() -> EventStorage | None:
         return None
 
 
+def pictures_of(storage: EventStorage) -> list[tuple[str, Any, int]]:
+    """(name, pixels of shape (3, H, W), iteration) of each picture that waits for the writers.
+
+    Detectron2 has no public way to read them; its own TensorBoard writer reads this attribute.
+    """
+    return storage._vis_data
+
+
 def has_compiled_coco_evaluator() -> bool:
     """Whether Detectron2's C++ COCO evaluator is there; the package-index copy comes without."""
     from detectron2 import _C

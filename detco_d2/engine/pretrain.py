@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from ..data.datasets import load_images
 from ..data.mapper import DetCoDatasetMapper
@@ -18,14 +19,12 @@ from ..data.tar import build_shard_loader, find_shards, is_shard_name
 from .guard import BadImages, NonFiniteSteps
 from .health import PERIOD, HealthHook
 from .hooks import CheckpointHook, StopHook
-from .knn import KNNHook
 from .machine import keep_freed_memory
 from .preflight import check_batch
 from .step import PretrainStep
 from .stopping import StopRequest
 from .trainer import Trainer
 from .views_hook import ViewsHook
-from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class PretrainTrainer(Trainer):
             num_images = len(self.images)
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
-        if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.KEEP_FREED_MEMORY:
+        if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
         check_batch(cfg, num_images, comm.get_world_size())
         self.config = cfg.dump()  # as the user wrote it
@@ -114,14 +113,17 @@ class PretrainTrainer(Trainer):
         """SGD as Detectron2 builds it, with one group for all parameters of equal settings."""
         optimizer = super().build_optimizer(cfg, model)
         optimizer.param_groups = merge_param_groups(optimizer.param_groups)
-        if cfg.SOLVER.FUSED_SGD:
-            for group in optimizer.param_groups:
-                group.update(fused=True, foreach=False)
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
         return optimizer
 
     def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
         return PretrainStep(
-            *(model, loader, optimizer, cfg.SOLVER.ACCUMULATION_STEPS, self.mapper.finish),
+            model,
+            loader,
+            optimizer,
+            self.mapper,
+            parts=cfg.SOLVER.ACCUMULATION_STEPS,
             bad_images=self.bad_images,
             nonfinite=NonFiniteSteps(
                 cfg.SOLVER.MAX_NONFINITE_STEPS,
@@ -178,7 +180,7 @@ class PretrainTrainer(Trainer):
                     "memory ran out, or raise SOLVER.COLLECTIVE_TIMEOUT if images are slow to read."
                 ) from error
             finally:
-                self._trainer._data_loader_iter.close()  # ends the loader processes
+                self._trainer.close()
 
     def before_train(self) -> None:
         self.bad_images.write_list()
@@ -190,11 +192,11 @@ class PretrainTrainer(Trainer):
 
     def build_hooks(self) -> list[HookBase]:
         solver = self.cfg.SOLVER
-        result: list[HookBase] = [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(),
-            KNNHook(self.cfg, self.stop),
-        ]
+        result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.cfg.TEST.KNN.DATASET:
+            from .knn import KNNHook
+
+            result.append(KNNHook(self.cfg, self.stop))
         if comm.is_main_process():
             result += [
                 HealthHook(self._trainer.detco, solver.IMS_PER_BATCH),
@@ -204,23 +206,37 @@ class PretrainTrainer(Trainer):
                 CheckpointHook(
                     self.checkpointer, solver.CHECKPOINT_PERIOD, solver.MAX_FAILED_SAVES
                 ),
-                hooks.PeriodicWriter(build_writers(self.cfg), period=PERIOD),
+                hooks.PeriodicWriter(self.build_writers(), period=PERIOD),
             ]
-        return [*result, StopHook(self.checkpointer)]
+        return [*result, StopHook(self.checkpointer, self._trainer)]
+
+    def build_writers(self) -> list[EventWriter]:
+        """metrics.json, Weights & Biases if WANDB.PROJECT is set, TensorBoard's files.
+
+        TensorBoard's comes last: it removes the pictures from the event storage.
+        """
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        result: list[EventWriter] = [JSONWriter(os.path.join(folder, "metrics.json"))]
+        if self.cfg.WANDB.PROJECT:
+            from .writers import WandbWriter
+
+            result.append(WandbWriter(self.cfg))
+        return [*result, TensorboardXWriter(folder)]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
             "config": self.config,
             "data_seed": self.data_seed,
-            "bad_images": self.bad_images.state_dict(),
+            "bad_images": dict(self.bad_images.reasons),
             "shape": self._shape(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.data_seed = state["data_seed"]
-        self.bad_images.load_state_dict(state.get("bad_images", {}))
+        self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
         changed = {name: (before[name], now[name]) for name in before if before[name] != now[name]}
         if changed:
