@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from detco_d2.families import FAMILIES
-from detco_d2.modeling import DetCo
+from detco_d2.modeling.detco import DetCo
 
 
 def info_nce(

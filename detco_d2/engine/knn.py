@@ -78,12 +78,11 @@ class KNNHook(HookBase):
             for stage in features
         }
         self.trainer.storage.put_scalars(**found, smoothing_hint=False)
+        values = ", ".join(f"{name.removeprefix('knn/')} {v:.1f} %" for name, v in found.items())
+        seconds = time.perf_counter() - started
         logger.info(
-            "k-NN %s: %s (chance %.1f %%; %d images among %d, %.0f s)",
-            when,
-            ", ".join(f"{name[len('knn/') :]} {value:.1f} %" for name, value in found.items()),
-            chance(y, test_y)["top-1"],
-            *(len(test_y), len(y), time.perf_counter() - started),
+            f"k-NN {when}: {values} (chance {chance(y, test_y)['top-1']:.1f} %; {len(test_y)} "
+            f"images among {len(y)}, {seconds:.0f} s)"
         )
 
     def _features(

@@ -39,11 +39,9 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
     if length > num_images // 2:
         logger.warning(
-            "MODEL.DETCO.QUEUE_LENGTH is %d for %d images: an image then meets itself among its "
-            "negatives. At most half the number of images is advised: %d.",
-            length,
-            num_images,
-            num_images // 2,
+            f"MODEL.DETCO.QUEUE_LENGTH is {length} for {num_images} images: an image then meets "
+            "itself among its negatives. At most half the number of images is advised: "
+            f"{num_images // 2}."
         )
     cfg = cfg.clone()
     cfg.defrost()
@@ -53,8 +51,8 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
         rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
         logger.info(
-            "SOLVER.BASE_LR: %g is for a batch of %d; for %d it is %g",
-            *(cfg.SOLVER.BASE_LR, cfg.SOLVER.LR_REFERENCE_BATCH, batch, rate),
+            f"SOLVER.BASE_LR: {cfg.SOLVER.BASE_LR:g} is for a batch of "
+            f"{cfg.SOLVER.LR_REFERENCE_BATCH}; for {batch} it is {rate:g}"
         )
         cfg.SOLVER.BASE_LR = rate
     cfg.freeze()

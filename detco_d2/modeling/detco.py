@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from torch import nn
 
@@ -23,7 +22,6 @@ from .queue import KeyQueue
 from .snapshot import BufferSnapshot
 
 
-@META_ARCH_REGISTRY.register()
 class DetCo(nn.Module):
     """Contrastive pretraining over several backbone stages and over global and local views.
 

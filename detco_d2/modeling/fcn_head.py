@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
 class FCN16sHead(nn.Module):
     """Two dilated 3x3 convolutions and a classifier on one feature map of stride 16.
 
