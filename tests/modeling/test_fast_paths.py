@@ -8,8 +8,13 @@ from detectron2.modeling import build_model
 
 from detco_d2.modeling.losses import info_nce
 
-from .. import references
-from ..conftest import load_config, make_batch, tiny_config
+from .. import conftest, references
+from ..conftest import R18, load_config, make_batch
+
+
+def tiny_config(*settings):
+    """A deeper network would amplify what is rounded."""
+    return conftest.tiny_config(*R18, *settings)
 
 
 def train(*settings, steps=4, parts=1, dtype=torch.float64, plain=False):
@@ -45,8 +50,18 @@ def assert_close(ours, theirs, rtol, atol):
             assert torch.allclose(ours[i][name], theirs[i][name], rtol=rtol, atol=atol), name
 
 
-def test_the_fast_code_gives_the_plain_numbers_in_float64():
-    assert_close(train(), train(plain=True), rtol=1e-9, atol=1e-12)
+@pytest.fixture(scope="module")
+def fast():
+    return train()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return train("MODEL.RESNETS.NORM", "GN")
+
+
+def test_the_fast_code_gives_the_plain_numbers_in_float64(fast):
+    assert_close(fast, train(plain=True), rtol=1e-9, atol=1e-12)
 
 
 def test_the_fast_code_gives_the_plain_numbers_in_float32():
@@ -148,18 +163,16 @@ def test_the_loss_keeps_nothing_of_the_size_of_batch_times_queue():
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_parts_are_one_batch_to_the_queue_the_average_and_the_gradient(parts):
+def test_accumulated_parts_are_one_batch_to_the_queue_the_average_and_the_gradient(whole, parts):
     """Group norm, since batch norm rightly sees the parts."""
-    norm = ["MODEL.RESNETS.NORM", "GN"]
-    whole, accumulated = train(*norm), train(*norm, parts=parts)
+    accumulated = train("MODEL.RESNETS.NORM", "GN", parts=parts)
     assert_close(accumulated, whole, rtol=1e-9, atol=1e-12)
     assert accumulated[1]["queue.num_enqueued"] == 16
 
 
-def test_checkpointed_stages_change_neither_numbers_nor_running_statistics():
-    stages = ["MODEL.DETCO.CHECKPOINT_STAGES", ["stem", "res2", "res4"]]
-    plain, small = train(), train(*stages)
-    assert_close(small, plain, rtol=1e-9, atol=1e-12)
+def test_checkpointed_stages_change_neither_numbers_nor_running_statistics(fast):
+    small = train("MODEL.DETCO.CHECKPOINT_STAGES", ["stem", "res2", "res4"])
+    assert_close(small, fast, rtol=1e-9, atol=1e-12)
     assert small[1]["query_encoder.backbone.stem.conv1.norm.num_batches_tracked"] == 8  # 2 a step
 
 
