@@ -64,9 +64,10 @@ class FCN16sHead(nn.Module):
                 norm=get_norm(norm, conv_dim),
                 activation=F.relu,
             )
-            weight_init.c2_msra_fill(conv)
             self.convs.append(conv)
         self.classifier = Conv2d(conv_dim, num_classes, kernel_size=1)
+        for conv in self.convs:
+            weight_init.c2_msra_fill(conv)
         nn.init.normal_(self.classifier.weight, std=0.01)  # the loss starts at chance, log K
         nn.init.zeros_(self.classifier.bias)
 

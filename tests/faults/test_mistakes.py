@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from detco_d2.config import load_config
+from detco_d2.config import add_detco_config, load_config
 from detco_d2.config_checks import check_detco_config
 
 from ..conftest import ROOT
@@ -76,6 +76,16 @@ def test_a_setting_of_the_wrong_form_is_refused(words, message):
     with pytest.raises(ValueError) as error:
         checked(DETCO, *words)
     assert message in str(error.value)
+
+
+def test_a_removed_switch_is_ignored_in_files_settings_and_copies(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(f"_BASE_: {DETCO}\nSOLVER:\n  FUSED_SGD: False\n")
+    cfg = checked(str(path), "MODEL.DETCO.FUSED_LOSS", "False")
+    add_detco_config(cfg)  # a second time, as a project over this one may do
+    copy = cfg.clone()
+    copy.merge_from_list(["MODEL.DETCO.CHANNELS_LAST", False])
+    assert "FUSED" not in copy.dump() and "CHANNELS_LAST" not in copy.dump()
 
 
 def test_a_missing_config_is_a_missing_file():
