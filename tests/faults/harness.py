@@ -74,7 +74,7 @@ class Run:
             self.kill()
         return self.process.returncode, self.text()
 
-    def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 300) -> None:
         """Wait for something to happen while this runs; otherwise nothing of it stays behind."""
         try:
             wait_for(lambda: condition() or self.process.poll() is not None, timeout)

@@ -37,13 +37,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("kills", [30, pytest.param(200, marks=pytest.mark.slow)])
-def test_kills_lose_no_save_that_had_returned(tmp_path, kills):
+@pytest.mark.parametrize(
+    "kills, saves, half_written", [(30, 7, 1), pytest.param(200, 100, 20, marks=pytest.mark.slow)]
+)
+def test_kills_lose_no_save_that_had_returned(tmp_path, kills, saves, half_written):
     done = warm.run([sys.executable, "-m", "tests.faults.saver", str(tmp_path), str(kills), "1"])
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)
-    assert result["kills"] == kills and result["saves"] > kills / 2
-    assert result["half_written"] > kills / 10  # or the kills would not have met a save
+    assert result["kills"] == kills and result["saves"] > saves
+    assert result["half_written"] > half_written  # or the kills would not have met a save
     assert (result["lost"], result["wrong"]) == (0, 0)
     assert result["files"] == 7  # three checkpoints, their checksums, and the pointer
 

@@ -61,7 +61,7 @@ def test_torchruns_own_stop_reaches_every_process_and_loses_nothing(scenes, tmp_
     run = Run([*REAL, *words])
     run.until(lambda: is_training(run))
     os.kill(run.pid, signal.SIGTERM)
-    _, text = run.wait(timeout=60)
+    _, text = run.wait()
     wait_for(lambda: not processes_of(str(tmp_path)), timeout=20)
     (saved,) = tmp_path.glob("model_0*.pth")
     code, text = finish(words)
