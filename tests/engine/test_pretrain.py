@@ -12,7 +12,7 @@ import torch
 from detectron2.utils.env import seed_all_rng
 
 from detco_d2.data.synthetic import register_scenes
-from detco_d2.engine.preflight import check_batch, check_images
+from detco_d2.engine.preflight import check_images
 from detco_d2.engine.pretrain import PretrainTrainer, with_schedule
 
 from ..conftest import tiny_config
@@ -134,11 +134,6 @@ def test_a_queue_longer_than_half_the_data_is_warned_of(caplog):
     assert caplog.text == ""
 
 
-def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ValueError, match="IMS_PER_BATCH is 4, but DATASETS.TRAIN has 3 images"):
-        check_batch(tiny_config(), 3, processes=1)
-
-
 def test_the_learning_rate_follows_the_batch_only_when_asked_and_says_so(caplog):
     batch = ["SOLVER.IMS_PER_BATCH", 8]
     assert with_schedule(tiny_config(*batch), 30).SOLVER.BASE_LR == 0.03
@@ -177,12 +172,6 @@ def test_an_accumulated_run_resumes_exactly_in_every_augmentation(scenes, tmp_pa
 
     _, second = straight_and_resumed(make, 4, stop=2)
     assert second.model.queue.num_enqueued == 16  # four batches of four, not eight
-
-
-@pytest.mark.parametrize("steps", [0, 3])
-def test_a_batch_that_cannot_be_cut_is_refused(scenes, tmp_path, steps):
-    with pytest.raises(ValueError, match=f"of {steps} SOLVER.ACCUMULATION_STEPS"):
-        make_trainer(scenes, tmp_path, 1, "SOLVER.ACCUMULATION_STEPS", steps)
 
 
 def write_shards(folder, images, shards):
