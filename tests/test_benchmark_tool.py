@@ -143,7 +143,8 @@ def test_weights_bring_their_input(tool, tmp_path):
     assert tool.init_settings("") == ("MODEL.WEIGHTS", "")
     path = str(tmp_path / "backbone.pth")
     spec = InputSpec(load_config("detco.yaml", "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]))
-    torch.save({"model": {}, "input_spec": spec.state_dict()}, path)
+    model = {"res2.0.conv1.weight": torch.zeros(1)}
+    torch.save({"model": model, "input_spec": spec.state_dict()}, path)
     settings = tool.init_settings(path)
     assert settings[settings.index("MODEL.PIXEL_STD") + 1] == "[1.0, 1.0, 1.0]"
     assert "MODEL.RESNETS.DEPTH" not in settings  # another depth must fail, not be taken over

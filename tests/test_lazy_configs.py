@@ -13,8 +13,9 @@ from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.data.stream import build_pretrain_loader, pack_images
 from detco_d2.engine.hooks import StepHook
-from detco_d2.weights.backbone import build_resnet, load_backbone
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
+from detco_d2.weights.frozen import build_resnet
 from detco_d2.weights.input_spec import TORCHVISION_SPEC
 
 from .conftest import ROOT, tiny_config
@@ -23,7 +24,7 @@ from .conftest import ROOT, tiny_config
 def test_detectron2s_own_loop_trains_it_and_its_backbone_goes_on(scenes, tmp_path):
     """With the hook that makes a step begin and end; the checkpoint is one like any other."""
     torch.manual_seed(0)
-    cfg = tiny_config("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256)
+    cfg = tiny_config()
     model = build_model(cfg).train()
     images = pack_images(load_images([os.path.join(scenes, "train")]))
     loader = build_pretrain_loader(
@@ -41,9 +42,9 @@ def test_detectron2s_own_loop_trains_it_and_its_backbone_goes_on(scenes, tmp_pat
     assert not torch.equal(after, before)
     assert not torch.equal(model.key_encoder.backbone.res5[2].conv2.weight, average)
     assert int(model.queue.num_enqueued) == 8
-    tensors, source, _ = load_backbone(str(tmp_path / "model_final.pth"))
-    assert source.startswith("DetCo pretraining checkpoint")
-    assert torch.equal(tensors["res5.2.conv2.weight"], after)
+    backbone = read_backbone(str(tmp_path / "model_final.pth"))
+    assert backbone.source.startswith("DetCo pretraining checkpoint")
+    assert torch.equal(backbone.tensors["res5.2.conv2.weight"], after)
 
 
 def test_detectron2s_own_mask_rcnn_starts_from_a_converted_file(tmp_path):

@@ -45,7 +45,7 @@ from detco_d2.reports.benchmark import (
     with_seed,
 )
 from detco_d2.reports.tables import write_report
-from detco_d2.weights.backbone import input_spec_of
+from detco_d2.weights.backbone import read_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = {
@@ -102,7 +102,7 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
 @functools.cache
 def init_settings(path: str) -> tuple[str, ...]:
     """KEY VALUE pairs with which a detector starts from a weight file, or at random from ""."""
-    spec = input_spec_of(path) if path else {}
+    spec = read_backbone(path).spec if path else {}
     if spec == MSRA_SPEC:
         return ("MODEL.WEIGHTS", path, "MODEL.SUPERVISED_BASELINE", "True")
     pairs = [(k, v) for k, v in spec.items() if k != "MODEL.RESNETS.DEPTH"]  # must agree by itself

@@ -14,12 +14,23 @@ torchvision's where it has none; KEY VALUE pairs at the end replace them.
 
 import argparse
 import ast
+import re
 import sys
 from typing import Any
 
-from detco_d2.weights.backbone import check_complete, read_backbone, report_backbone
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
-from detco_d2.weights.input_spec import KEYS
+from detco_d2.weights.frozen import check_complete
+
+_NUMBER = r"\s*(0|[1-9]\d*)(\.\d*)?\s*"
+_NUMBERS = (rf"\[{_NUMBER},{_NUMBER},{_NUMBER}\]", "three numbers, such as [1.0, 1.0, 1.0]")
+_FORMS = {
+    "INPUT.FORMAT": ("RGB|BGR", "RGB or BGR"),
+    "MODEL.PIXEL_MEAN": _NUMBERS,
+    "MODEL.PIXEL_STD": _NUMBERS,
+    "MODEL.RESNETS.STRIDE_IN_1X1": ("True|False", "True or False"),
+    "MODEL.RESNETS.DEPTH": (r"[1-9]\d*", "a number of layers"),
+}
 
 
 def parse() -> tuple[argparse.Namespace, dict[str, str]]:
@@ -36,17 +47,11 @@ def parse() -> tuple[argparse.Namespace, dict[str, str]]:
         default="detectron2",
         help="whose names (default: detectron2); the last two are the same",
     )
-    parser.add_argument(
-        "--fold-input",
-        action="store_true",
-        help="for torchvision and timm: let the first convolution take up BGR and another "
-        "standard deviation, which they do not have",
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(KEYS)}")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(_FORMS)}")
     args = parser.parse_args()
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
-    if len(args.opts) % 2 or not set(pairs) <= set(KEYS):
-        parser.error(f"expected pairs KEY VALUE with KEY of {list(KEYS)}, got {args.opts}")
+    if len(args.opts) % 2 or not set(pairs) <= set(_FORMS):
+        parser.error(f"expected pairs KEY VALUE with KEY of {list(_FORMS)}, got {args.opts}")
     return args, pairs
 
 
@@ -56,35 +61,23 @@ def setting(key: str, text: str) -> Any:
     Raises:
         ValueError: another than that key may have.
     """
-    value: Any = None
-    try:
-        value = text if key == "INPUT.FORMAT" else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    known = {
-        "INPUT.FORMAT": (value in ("RGB", "BGR"), "RGB or BGR"),
-        "MODEL.RESNETS.STRIDE_IN_1X1": (isinstance(value, bool), "True or False"),
-        "MODEL.RESNETS.DEPTH": (type(value) is int, "a number of layers"),
-    }
-    numbers = type(value) is list and [type(v) in (int, float) for v in value] == [True] * 3
-    is_good, wanted = known.get(key, (numbers, "three numbers, such as [1.0, 1.0, 1.0]"))
-    if not is_good:
+    form, wanted = _FORMS[key]
+    if not re.fullmatch(form, text):
         raise ValueError(f"{key} is {text!r}; it must be {wanted}.")
-    return value
+    return text if key == "INPUT.FORMAT" else ast.literal_eval(text)
 
 
 def convert(args: argparse.Namespace, pairs: dict[str, str]) -> None:
     backbone = read_backbone(args.input)
     print(f"Read {args.input}: {backbone.source}.")
-    print(report_backbone(backbone))
     spec = backbone.spec | {key: setting(key, text) for key, text in pairs.items()}
-    print(check_complete(backbone.tensors, args.input))
-    origin = "of the file" if backbone.says_settings else "torchvision's, as the file has none"
+    print(check_complete(backbone))
+    origin = "torchvision's, as the file has none" if backbone.own_spec is None else "of the file"
     print(f"Input settings ({origin}{', and yours' if pairs else ''}): {spec}")
     if args.to == "detectron2":
         save_backbone(args.output, backbone.tensors, spec)
     else:
-        write_tensors(args.output, to_torchvision(backbone.tensors, spec, args.fold_input))
+        write_tensors(args.output, to_torchvision(backbone.tensors, spec))
     print(f"Wrote {args.output} under the names of {args.to}.")
 
 

@@ -39,8 +39,9 @@ from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.record import command_line, note_start, remove_run, versions
 from detco_d2.engine.transfer import TransferTrainer
 from detco_d2.reports.transfer_summary import METRICS, summarise_transfer, write_report
-from detco_d2.weights.backbone import check_complete, load_backbone
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
+from detco_d2.weights.frozen import check_complete
 
 ROOT = Path(__file__).resolve().parent.parent
 _SHOWN = 60  # images that feature pictures are made of
@@ -194,10 +195,10 @@ def run(args: argparse.Namespace) -> str:
     names, train, test, what = choose_data(args)
     progress.next()
     checkpoint, cfg = pretrain(args, names)
-    backbone, source, spec = load_backbone(checkpoint)
-    logger.info("%s: %s", source, check_complete(backbone, checkpoint))
+    backbone = read_backbone(checkpoint)
+    logger.info("%s\n%s", backbone, check_complete(backbone))
     weights = os.path.join(args.output, "backbone.pth")
-    save_backbone(weights, backbone, spec)
+    save_backbone(weights, backbone.tensors, backbone.spec)
     runs = []
     for init, seed in runs_of:
         progress.next()

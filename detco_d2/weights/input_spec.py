@@ -1,11 +1,14 @@
 """How a backbone wants its input: the settings that travel with its weights."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from ..config import MSRA_SPEC
+from .sources import is_caffe2
 
+SPEC_KEY = "input_spec"  # under which a weight file of this project says them
 KEYS = (
     "INPUT.FORMAT",
     "MODEL.PIXEL_MEAN",
@@ -23,31 +26,39 @@ TORCHVISION_SPEC: dict[str, Any] = {
 }
 
 
-def _lookup(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return [float(v) for v in cfg] if isinstance(cfg, (list, tuple)) else cfg
+def spec_of(data: dict[str, Any], names: Iterable[str]) -> dict[str, Any] | None:
+    """The input settings, by config key, that a weight file says; None: it does not say.
+
+    Args:
+        data: the contents of the file.
+        names: of its tensors; those of Caffe2 say that they were trained as MSRA's.
+
+    Raises:
+        ValueError: other things stand in the place of settings.
+    """
+    if SPEC_KEY not in data:
+        return MSRA_SPEC if is_caffe2(names) else None
+    spec = data[SPEC_KEY]
+    if not isinstance(spec, dict) or not all(_is_setting(value) for value in spec.values()):
+        raise ValueError(f"The weights' {SPEC_KEY} is {spec!r:.200}; it must hold settings.")
+    return spec
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two settings are equal; numbers in lists up to a thousandth."""
-    if isinstance(a, list) and isinstance(b, list):
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, (int, float)) for item in value)
+    return isinstance(value, (str, int, float))
+
+
+def differing(spec: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The settings of `spec` that `wanted` has otherwise; numbers in lists up to a thousandth."""
+    return {k: v for k, v in spec.items() if k in wanted and not _is_same(v, wanted[k])}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b))
     return a == b
-
-
-def _keys_to_change(wrong: dict[str, Any], wanted: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The pairs of a command line that change `settings` into the wanted ones.
-
-    The keys of MODEL.SUPERVISED_BASELINE change together, and only by that switch.
-    """
-    if wrong.keys() & MSRA_SPEC.keys():
-        for switch, spec in ((True, wanted), (False, settings)):
-            if all(same(spec.get(key), value) for key, value in MSRA_SPEC.items()):
-                wrong = {key: value for key, value in wrong.items() if key not in MSRA_SPEC}
-                wrong["MODEL.SUPERVISED_BASELINE"] = switch
-                break
-    return " ".join(f'{key} "{value}"' for key, value in wrong.items())
 
 
 class InputSpec:
@@ -64,11 +75,7 @@ class InputSpec:
         Raises:
             ValueError: the weights were trained with other settings; lists the keys to change.
         """
-        wrong = {
-            key: value
-            for key, value in state.items()
-            if key in self.settings and not same(self.settings[key], value)
-        }
+        wrong = differing(state, self.settings)
         if wrong:
             lines = [
                 f"  {k}: {v!r} in the weights, {self.settings[k]!r} here" for k, v in wrong.items()
@@ -77,5 +84,27 @@ class InputSpec:
                 "The config reads images otherwise than these weights were trained:\n"
                 + "\n".join(lines)
                 + "\nTrain with the weights' settings, by adding: "
-                + _keys_to_change(wrong, state, self.settings)
+                + _pairs_that_change(wrong, state, self.settings)
             )
+
+
+def _lookup(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return [float(v) for v in cfg] if isinstance(cfg, (list, tuple)) else cfg
+
+
+def _pairs_that_change(
+    wrong: dict[str, Any], wanted: dict[str, Any], settings: dict[str, Any]
+) -> str:
+    """The KEY VALUE pairs of a command line that make `settings` the wanted ones.
+
+    The keys of MODEL.SUPERVISED_BASELINE change together, and only by that switch.
+    """
+    if wrong.keys() & MSRA_SPEC.keys():
+        for switch, spec in ((True, wanted), (False, settings)):
+            if MSRA_SPEC.keys() <= spec.keys() and not differing(MSRA_SPEC, spec):
+                wrong = {key: value for key, value in wrong.items() if key not in MSRA_SPEC}
+                wrong["MODEL.SUPERVISED_BASELINE"] = switch
+                break
+    return " ".join(f'{key} "{value}"' for key, value in wrong.items())

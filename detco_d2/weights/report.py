@@ -1,57 +1,50 @@
-"""What of a backbone was found in a weight file: a table by part of the network."""
+"""The load report: how much of what a model wants was found, by part of the network."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from .names import PARTS
+from tabulate import tabulate
+
+_COLUMNS = ("part", "wanted", "found", "missing", "other shape", "coverage")
+
+
+def misfits(
+    found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, tuple[int, ...] | None]:
+    """The names of wanted tensors that are missing (None), or found in another shape (which)."""
+    seen = {name: tuple(found[name].shape) if name in found else None for name in wanted}
+    return {name: shape for name, shape in seen.items() if shape != tuple(wanted[name].shape)}
 
 
 def load_report(
     found: Mapping[str, Any], wanted: Mapping[str, Any], unused: Mapping[str, int]
-) -> tuple[str, float]:
-    """Compare tensors with those of the model that they should fill.
+) -> str:
+    """A table with a line a part (stem, res2, ...), what is missing and what is left over.
 
     Args:
         found: tensors by name, only their shapes are looked at.
-        wanted: the model's, likewise.
+        wanted: those of the model that they should fill, likewise.
         unused: how many tensors of the file were not taken, by the beginning of their names.
-
-    Returns:
-        a table with a line a part (stem, res2, ...), what is missing and what is left over; and
-        the coverage, the share in percent of the wanted tensors that are there in their shape.
     """
-    lines = [
-        f"{'part':<8}{'wanted':>8}{'found':>8}{'missing':>9}{'other shape':>13}{'coverage':>10}"
+    wrong = misfits(found, wanted)
+    parts = dict.fromkeys(name.partition(".")[0] for name in wanted)
+    rows = []
+    for part in parts:
+        names = [name for name in wanted if name.partition(".")[0] == part]
+        seen = [wrong[name] for name in names if name in wrong]
+        missing = seen.count(None)
+        rows.append([len(names), len(names) - len(seen), missing, len(seen) - missing])
+    rows.append([sum(column) for column in zip(*rows)])
+    table = [
+        [part, *row, f"{100 * row[1] / row[0]:.1f} %"] for part, row in zip([*parts, "all"], rows)
     ]
-    problems = []
-    totals = [0, 0, 0, 0]  # wanted, found, missing, of another shape
-    for part in PARTS:
-        names = sorted(name for name in wanted if name.partition(".")[0] == part)
-        missing = [name for name in names if name not in found]
-        shapes = {
-            name: (tuple(found[name].shape), tuple(wanted[name].shape))
-            for name in names
-            if name in found and tuple(found[name].shape) != tuple(wanted[name].shape)
-        }
-        fits = len(names) - len(missing) - len(shapes)
-        counts = [len(names), fits, len(missing), len(shapes)]
-        totals = [total + count for total, count in zip(totals, counts)]
-        lines.append(_row(part, *counts))
-        problems += [f"  missing: {name} {tuple(wanted[name].shape)}" for name in missing]
-        problems += [
-            f"  other shape: {name} {theirs}, expected {ours}"
-            for name, (theirs, ours) in shapes.items()
-        ]
-    lines.append(_row("all", *totals))
-    extra = sorted(set(found) - set(wanted))
-    problems += [f"  no place for: {name} {tuple(found[name].shape)}" for name in extra]
-    lines += problems
+    lines = [tabulate(table, _COLUMNS, "plain", colalign=("left", *["right"] * 5))]
+    for name, shape in wrong.items():
+        problem = f"missing: {name}" if shape is None else f"other shape: {name} {shape}, expected"
+        lines.append(f"  {problem} {tuple(wanted[name].shape)}")
+    extra = sorted(found.keys() - wanted.keys())
+    lines += [f"  no place for: {name} {tuple(found[name].shape)}" for name in extra]
     if unused:
-        others = ", ".join(f"{group} ({count})" for group, count in unused.items())
+        others = ", ".join(f"{beginning} ({count})" for beginning, count in unused.items())
         lines.append(f"not of the backbone, left: {others}")
-    return "\n".join(lines), 100 * totals[1] / totals[0] if totals[0] else 0.0
-
-
-def _row(part: str, wanted: int, fits: int, missing: int, shapes: int) -> str:
-    share = f"{100 * fits / wanted:.1f} %" if wanted else "-"
-    return f"{part:<8}{wanted:>8}{fits:>8}{missing:>9}{shapes:>13}{share:>10}"
+    return "\n".join(lines)

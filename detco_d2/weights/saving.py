@@ -3,15 +3,14 @@
 Needs nothing but fvcore's `Checkpointer`, whose names and formats stay as they are.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 
@@ -110,12 +109,24 @@ class DurableCheckpointer(Checkpointer):
         super().__init__(*args, **kwargs)
         self.keep = keep
         self._is_resume = False
-        self.path_manager: Any = _DurableFiles(self.path_manager)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, **kwargs)
-        if self.keep and self.save_dir and self.save_to_disk:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: each.state_dict() for key, each in self.checkpointables.items()}
+        path = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with replacing(path) as part:
+            with part.open("wb") as file:
+                torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
+            _write_checksum(path, part)
+        self.tag_last_checkpoint(path.name)
+        if self.keep:
             remove_checkpoints(self.save_dir, self.keep)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with replacing(Path(self.save_dir, _POINTER)) as part:
+            part.write_text(last_filename_basename)
 
     def has_checkpoint(self) -> bool:
         return bool(comm.all_gather(bool(find_checkpoints(self.save_dir)))[0])
@@ -162,30 +173,6 @@ class DurableCheckpointer(Checkpointer):
         return found
 
 
-class _DurableFiles:
-    """A path manager that writes local files whole or not at all."""
-
-    def __init__(self, files: Any) -> None:
-        self._files = files
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._files, name)
-
-    def open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
-        if "w" not in mode or "://" in path:
-            return self._files.open(path, mode, **kwargs)
-        return _durable_open(path, mode)
-
-
-@contextlib.contextmanager
-def _durable_open(path: str, mode: str) -> Iterator[IO[Any]]:
-    with replacing(path) as part:
-        with open(part, mode) as file:
-            yield file
-        if path.endswith(".pth"):
-            _write_checksum(Path(path), part)
-
-
 def _write_checksum(path: Path, written: Path) -> None:
     """Before the rename, so that a file never stands without; the old one's stays until then."""
     side = _checksum_file(path)
@@ -202,7 +189,7 @@ def _checksum_file(path: Path) -> Path:
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ import torch
 
 from detco_d2.data.cityscapes import make_train_id_files
 from detco_d2.data.synthetic import write_scenes
-from detco_d2.weights.backbone import load_backbone
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.names import detectron2_to_torchvision
 
 from ..conftest import ROOT
@@ -40,7 +40,7 @@ def _plant_runs(root: Path) -> None:
 
 def _plant_weights(root: Path) -> None:
     """The same backbone under MSRA's and under MoCo's names."""
-    backbone, _, _ = load_backbone(str(root / "output/mine/model_final.pth"))
+    backbone = read_backbone(str(root / "output/mine/model_final.pth")).tensors
     write_caffe2(backbone, root / "R-50.pkl")
     names = {name: detectron2_to_torchvision(name) for name in backbone}
     moco = {f"module.encoder_q.{names[name]}": tensor for name, tensor in backbone.items()}

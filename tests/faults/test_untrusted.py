@@ -4,6 +4,7 @@ import argparse
 import glob
 import importlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -23,8 +24,10 @@ from safetensors.torch import save as save_safetensors
 
 from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
-from detco_d2.weights.backbone import check_complete, input_spec_of, load_backbone
+from detco_d2.weights.arrays import KNOWN
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.frozen import check_complete
 from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
 from detco_d2.weights.reading import read_weight_file, tensors_of
 
@@ -58,54 +61,42 @@ def payloads(marker):
     }
 
 
-PAYLOADS = ["system", "eval", "exec", "getattr", "Popen"]
-
-
 def as_pickle(content, protocol):
     return pickle.dumps(content, protocol)
 
 
-def as_torch(content, protocol):
+def as_torch(content, protocol, is_zip=True):
     buffer = io.BytesIO()
-    torch.save(content, buffer, pickle_protocol=protocol)
+    torch.save(content, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
     return buffer.getvalue()
 
 
 def as_legacy_torch(content, protocol):
-    buffer = io.BytesIO()
-    torch.save(content, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
-
-
-FORMATS = [
-    *((as_pickle, protocol) for protocol in range(6)),
-    *((as_torch, protocol) for protocol in range(6)),
-    *((as_legacy_torch, protocol) for protocol in range(2, 6)),
-]
-NAMES = ["evil.pkl", "evil.pth", "evil.pt", "evil.pth.tar", "evil.pyth", "evil.ckpt", "evil"]
+    return as_torch(content, protocol, is_zip=False)
 
 
 def check_refused(path, name):
     """Every way to read the file refuses it, by the name of what it asks for."""
-    cfg = tiny_config()
-    checkpointer = BackboneCheckpointer(torch.nn.Linear(1, 1), input_spec=InputSpec(cfg))
-    for read in (read_weight_file, load_backbone, input_spec_of, checkpointer._load_file):
+    checkpointer = BackboneCheckpointer(torch.nn.Linear(1, 1), input_spec=InputSpec(tiny_config()))
+    for read in (read_weight_file, read_backbone, checkpointer._load_file):
         with pytest.raises(ValueError, match=f"Refused the weight file .*{name}") as error:
             read(str(path))
         assert "weights_only" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", PAYLOADS)
-@pytest.mark.parametrize("write, protocol", FORMATS)
-def test_code_in_a_weight_file_does_not_run_and_is_named(tmp_path, write, protocol, name):
+@pytest.mark.parametrize(
+    "write, protocols",
+    [(as_pickle, range(6)), (as_torch, range(6)), (as_legacy_torch, range(2, 6))],
+)
+def test_code_in_a_weight_file_does_not_run_and_is_named(tmp_path, write, protocols):
     marker, path = tmp_path / "marker", tmp_path / "evil.pth"
-    content = {"model": {"a": payloads(marker)[name]}, "__author__": "x"}
-    path.write_bytes(write(content, protocol))
-    check_refused(path, name)
-    assert not marker.exists()
+    for (name, payload), protocol in itertools.product(payloads(marker).items(), protocols):
+        path.write_bytes(write({"model": {"a": payload}, "__author__": "x"}, protocol))
+        check_refused(path, name)
+        assert not marker.exists()
 
 
-@pytest.mark.parametrize("file_name", NAMES)
+@pytest.mark.parametrize("file_name", ["evil.pkl", "evil.pth", "evil.pyth", "evil"])
 @pytest.mark.parametrize("write", [as_pickle, as_torch, as_legacy_torch])
 def test_what_a_file_is_called_opens_no_other_door(tmp_path, write, file_name):
     marker, path = tmp_path / "marker", tmp_path / file_name
@@ -135,6 +126,7 @@ def test_the_command_line_in_a_checkpoint_brings_nothing_else_with_it(tmp_path):
         (b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}', "Refused"),
         (b'{"a":{"dtype":"O","shape":[1],"data_offsets":[0,4]}}', "Refused"),
         (b'{"__metadata__":{"input_spec":"{"}}', "Refused"),
+        (b'{"__metadata__":{"input_spec":"3","__author__":"\\"detco_d2\\""}}', "hold settings"),
         (b"{" * 10**5, "Refused"),
     ],
 )
@@ -142,15 +134,7 @@ def test_forged_safetensors_are_refused(tmp_path, header, message):
     path = tmp_path / "forged.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(ValueError, match=message):
-        load_backbone(str(path))
-
-
-def test_code_inside_an_object_array_does_not_run(tmp_path):
-    marker, path = tmp_path / "marker", tmp_path / "objects.pkl"
-    array = np.array([payloads(marker)["system"]], dtype=object)
-    path.write_bytes(pickle.dumps({"model": {"a": array}}))
-    check_refused(path, "dtype 'O8'")
-    assert not marker.exists()
+        read_backbone(str(path))
 
 
 def test_a_pickle_is_never_given_to_the_plain_unpickler(tmp_path, monkeypatch):
@@ -354,7 +338,8 @@ def small_weights():
     tensors = {name: torch.arange(4.0).reshape(1, 1, 2, 2) for name in names}
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     return [
-        *(as_torch({"state_dict": tensors, "epoch": 3}, 2), as_legacy_torch({"model": tensors}, 2)),
+        as_torch({"state_dict": tensors, "epoch": 3}, 2),
+        as_legacy_torch({"model": tensors}, 2),
         *(as_pickle({"model": arrays, "input_spec": TORCHVISION_SPEC}, p) for p in (0, 2, 5)),
         save_safetensors(tensors, {"input_spec": json.dumps(TORCHVISION_SPEC)}),
     ]
@@ -365,9 +350,7 @@ def read_in_every_way(content, folder):
     path = folder / "weights"
     path.write_bytes(content)
     try:
-        input_spec_of(str(path))
-        backbone, _, _ = load_backbone(str(path))
-        check_complete(backbone, "fuzz")
+        check_complete(read_backbone(str(path)))
     except ValueError as error:
         assert str(error)
 
@@ -378,11 +361,13 @@ def test_damaged_weight_files_are_read_or_refused(folder, content):
     read_in_every_way(content, folder)
 
 
-GLOBALS = [
-    *("os mkdir", "builtins getattr", "builtins bytes", "collections OrderedDict"),
-    *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct"),
-    *("numpy._core.multiarray scalar", "numpy._core.numeric _frombuffer", "_codecs encode"),
-    *("torch._utils _rebuild_tensor_v2", "torch FloatStorage", "builtins bytearray"),
+ASKED = [
+    *KNOWN,
+    "os.mkdir",
+    "builtins.getattr",
+    "builtins.bytearray",
+    "torch._utils._rebuild_tensor_v2",
+    "torch.FloatStorage",
 ]
 
 
@@ -399,7 +384,7 @@ def pickled_values(marker):
         st.binary(max_size=20).map(lambda value: b"U" + bytes([len(value)]) + value),
         st.binary(min_size=1, max_size=5).map(lambda value: b"\x8a" + bytes([len(value)]) + value),
     )
-    function = st.sampled_from([f"c{name}\n".replace(" ", "\n").encode() for name in GLOBALS])
+    function = st.sampled_from(["c{}\n{}\n".format(*x.rsplit(".", 1)).encode() for x in ASKED])
 
     def compound(inner):
         many = st.lists(inner, max_size=4).map(b"".join)
@@ -445,13 +430,12 @@ tensors = st.builds(
     st.sampled_from([torch.float32, torch.float16, torch.bool, torch.complex64, torch.int64]),
 )
 names = st.sampled_from(
-    [
-        *("conv1.weight", "layer1.0.conv1.weight", "module.layer1.0.conv1.weight", "x.weight"),
-        *("res2.0.conv1.weight", "res2.0.conv2.weight", "res2.0.conv3.weight", "res2.x.y"),
-        *("query_encoder.backbone.res2.0.conv1.weight", "backbone.res5.weight", "conv1_w"),
-        *("weight", "bias", "model", "state_dict", "model_state", "blobs", "input_spec"),
-        *("__author__", "matching_heuristics", "res2_0_branch2a_w", "INPUT.FORMAT"),
-    ]
+    """
+    conv1.weight layer1.0.conv1.weight module.layer1.0.conv1.weight x.weight res2.0.conv1.weight
+    res2.0.conv2.weight res2.0.conv3.weight res2.x.y query_encoder.backbone.res2.0.conv1.weight
+    backbone.res5.weight conv1_w res2_0_branch2a_w weight bias model state_dict model_state blobs
+    input_spec __author__ matching_heuristics INPUT.FORMAT MODEL.PIXEL_STD
+    """.split()
 )
 contents = st.recursive(
     tensors | st.integers() | st.text(max_size=3) | st.none() | st.booleans(),
@@ -491,10 +475,12 @@ def load_any(file, pairs=()):
         assert str(error)
 
 
-PAIRED = ["MODEL.DETCO", "SOLVER.BASE_LR", "MODEL.DEVICE.c", "_BASE_", "VERSION", "", "MODEL."]
-PAIRED += [f"MODEL.DETCO.{key}" for key in ("STAGES", "STAGE_WEIGHTS", "FAMILIES", "MOMENTUM")]
-PAIRED += [f"INPUT.DETCO.{key}" for key in ("GLOBAL_SCALE", "COLOR_JITTER", "LOCAL_SIZE")]
-PAIRED += ["INPUT.FORMAT", "MODEL.PIXEL_STD", "MODEL.RESNETS.OUT_FEATURES", "DATASETS.TRAIN"]
+PAIRED = """
+MODEL. MODEL.DETCO MODEL.DETCO.STAGES MODEL.DETCO.STAGE_WEIGHTS MODEL.DETCO.FAMILIES
+MODEL.DETCO.MOMENTUM MODEL.DEVICE.c MODEL.PIXEL_STD MODEL.RESNETS.OUT_FEATURES SOLVER.BASE_LR
+INPUT.DETCO.GLOBAL_SCALE INPUT.DETCO.COLOR_JITTER INPUT.DETCO.LOCAL_SIZE INPUT.FORMAT
+DATASETS.TRAIN _BASE_ VERSION
+""".split()
 literals = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
@@ -510,39 +496,37 @@ def test_any_settings_are_taken_or_refused(pairs):
     load_any(os.path.join(ROOT, "configs", "detco.yaml"), words)
 
 
-lines = st.sampled_from(
-    [
-        *("MODEL:", "  DETCO:", "    STAGES: [res2]", "    MOMENTUM: .nan", "_BASE_: a.yaml"),
-        *("_BASE_: fuzz.yaml", "SOLVER: {BASE_LR: 1e-3}", "  WEIGHTS: !!python/name:os.system x"),
-        *("VERSION: 1", "VERSION: []", "? [a]", ": b", "- c", "&a *a", "<<: *a", "!!int x"),
-        *("%YAML 9.9", "---", "...", "a: 2020-99-99", "!!binary =", "'", '"', "|", "\t", "{}}"),
-    ]
-)
-
-
+LINES = """
+MODEL:
+  DETCO:
+    STAGES: [res2]
+_BASE_: fuzz.yaml
+  WEIGHTS: !!python/name:os.system x
+VERSION: []
+? [a]
+&a *a
+<<: *a
+%YAML 9.9
+---
+a: 2020-99-99
+!!binary =
+{}}
+""".splitlines()
 documents = st.dictionaries(
     st.sampled_from(["MODEL", "INPUT", "SOLVER"]),
     st.dictionaries(
         st.sampled_from(["DETCO", "BASE_LR", "WEIGHTS", "RESNETS", "FORMAT", "DEPTH"]),
         literals | st.dictionaries(st.sampled_from(["STAGES", "MOMENTUM", "NORM"]), literals),
     ),
-).map(lambda content: yaml.safe_dump(content, allow_unicode=True))
+).map(lambda content: f"_BASE_: {ROOT}/configs/detco.yaml\n{yaml.safe_dump(content)}")
+texts = st.lists(st.sampled_from(LINES) | typing | st.text(max_size=3), max_size=8).map("\n".join)
 
 
-@given(content=documents)
-@fuzz()
-def test_any_yaml_is_a_config_or_refused(folder, content):
-    path = folder / "document.yaml"
-    base = f"_BASE_: {ROOT}/configs/detco.yaml\n" if "MODEL" in content else ""
-    path.write_bytes((base + content).encode(errors="surrogatepass"))
-    load_any(path)
-
-
-@given(content=st.lists(lines | typing | st.text(max_size=3), max_size=8))
+@given(content=documents | texts)
 @fuzz()
 def test_any_text_is_a_config_or_refused(folder, content):
     path = folder / "fuzz.yaml"
-    path.write_bytes("\n".join(content).encode(errors="surrogatepass"))
+    path.write_bytes(content.encode(errors="surrogatepass"))
     load_any(path)
 
 
@@ -567,6 +551,6 @@ def test_an_undamaged_file_of_each_kind_is_read(folder):
     """What the tests above start from is good, so that they do not fuzz a refusal."""
     for content in small_weights():
         (folder / "good").write_bytes(content)
-        assert len(load_backbone(str(folder / "good"))[0]) == 3
+        assert len(read_backbone(str(folder / "good")).tensors) == 3
     for file in SHIPPED:
         assert load_config(file).VERSION == 2

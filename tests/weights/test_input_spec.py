@@ -7,18 +7,15 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.config import MSRA_SPEC, apply_supervised_baseline
-from detco_d2.weights.backbone import input_spec_of
-from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.config import MSRA_SPEC
+from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
-from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
+from detco_d2.weights.input_spec import TORCHVISION_SPEC
 from detco_d2.weights.names import backbone_slots
 
 from ..conftest import load_config
+from .loading import C4, FPN, SEGMENTATION, load_into
 
-C4 = "coco/mask_rcnn_R_50_C4_1x.yaml"
-SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"
-CONFIGS = [C4, "coco/mask_rcnn_R_50_FPN_1x.yaml", "coco/retinanet_R_50_FPN_1x.yaml", SEGMENTATION]
 BLOBS = {"weight": "gamma", "bias": "beta"}  # of a norm; its statistics keep their names
 
 
@@ -60,32 +57,14 @@ def msra_file(backbone, tmp_path_factory):
     return write_caffe2(backbone, tmp_path_factory.mktemp("msra") / "R-50.pkl")
 
 
-def load_into(config, path, supervised, *settings):
-    """The model's state after loading the file."""
-    cfg = load_config(config, "MODEL.SUPERVISED_BASELINE", supervised, *settings)
-    apply_supervised_baseline(cfg)
-    model = build_model(cfg)
-    BackboneCheckpointer(model, input_spec=InputSpec(cfg)).load(path)
-    return model.state_dict()
+SUPERVISED = ("MODEL.SUPERVISED_BASELINE", True)
 
 
-def test_blob_names_are_caffe2s(backbone):
-    names = {caffe2_name(name) for name in backbone}
-    assert len(names) == 265
-    assert names >= {
-        "conv1_w",
-        "res_conv1_bn_gamma",
-        "res2_0_branch2a_w",
-        "res5_2_branch2c_bn_beta",
-    }
-    assert names >= {"res3_0_branch1_w", "res3_0_branch1_bn_running_var"}
-
-
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", [C4, FPN, SEGMENTATION])
 def test_msra_weights_fill_the_whole_backbone_of_the_supervised_baseline(
     msra_file, backbone, config
 ):
-    state = load_into(config, msra_file, True)
+    state = load_into(config, msra_file, *SUPERVISED).state_dict()
     slots = backbone_slots(state)
     assert set(slots) == set(backbone)
     for name, (target,) in slots.items():
@@ -94,7 +73,7 @@ def test_msra_weights_fill_the_whole_backbone_of_the_supervised_baseline(
 
 def test_msra_weights_are_refused_without_the_switch(msra_file):
     with pytest.raises(ValueError, match="by adding: MODEL.SUPERVISED_BASELINE") as error:
-        load_into(C4, msra_file, False)
+        load_into(C4, msra_file)
     assert "INPUT.FORMAT: 'BGR' in the weights, 'RGB' here" in str(error.value)
     assert str(error.value).endswith('MODEL.SUPERVISED_BASELINE "True"')
 
@@ -104,7 +83,7 @@ def test_self_supervised_weights_are_refused_under_the_switch(backbone, tmp_path
     path = str(tmp_path / "converted.pth")
     save_backbone(path, backbone, {**TORCHVISION_SPEC, "MODEL.RESNETS.DEPTH": 50})
     with pytest.raises(ValueError) as error:
-        load_into(SEGMENTATION, path, True, *settings)
+        load_into(SEGMENTATION, path, *SUPERVISED, *settings)
     fix = str(error.value).split("by adding: ")[1]
     depth = 'MODEL.RESNETS.DEPTH "50" ' if settings else ""
     assert fix == depth + 'MODEL.SUPERVISED_BASELINE "False"'
@@ -113,25 +92,28 @@ def test_self_supervised_weights_are_refused_under_the_switch(backbone, tmp_path
 def test_files_with_folded_norms_load_and_half_a_norm_does_not(backbone, tmp_path):
     """Caffe2 detectors have scale and bias alone; the rest then stays at mean 0, variance 1."""
     folded = {name: tensor for name, tensor in backbone.items() if "running_" not in name}
-    state = load_into(SEGMENTATION, write_caffe2(folded, tmp_path / "folded.pkl"), True)
+    path = write_caffe2(folded, tmp_path / "folded.pkl")
+    state = load_into(SEGMENTATION, path, *SUPERVISED).state_dict()
     assert torch.equal(
         state["backbone.res4.3.conv2.norm.weight"], backbone["res4.3.conv2.norm.weight"]
     )
     assert state["backbone.res4.3.conv2.norm.running_var"].eq(1).all()
     holes = {name: t for name, t in backbone.items() if name != "res4.3.conv2.norm.running_var"}
     with pytest.raises(ValueError, match="1 of 265 backbone tensors did not load"):
-        load_into(SEGMENTATION, write_caffe2(holes, tmp_path / "holes.pkl"), True)
+        load_into(SEGMENTATION, write_caffe2(holes, tmp_path / "holes.pkl"), *SUPERVISED)
 
 
 def test_every_kind_of_file_says_its_input_settings(msra_file, backbone, tmp_path):
-    assert input_spec_of(msra_file) == MSRA_SPEC
+    found = read_backbone(msra_file)
+    assert found.spec == MSRA_SPEC and found.source == "ResNet under the names of Caffe2 (MSRA)"
+    assert found.tensors.keys() == backbone.keys()
     own = {**TORCHVISION_SPEC, "MODEL.PIXEL_STD": [1.0, 1.0, 1.0], "MODEL.RESNETS.DEPTH": 50}
     for name in ("converted.pth", "converted.pkl"):
         save_backbone(str(tmp_path / name), backbone, own)
-        assert input_spec_of(str(tmp_path / name)) == own
-    torch.save({"model": {}, "iteration": 7, "input_spec": own}, tmp_path / "checkpoint.pth")
-    assert input_spec_of(str(tmp_path / "checkpoint.pth")) == own
-    torch.save({"state_dict": {"module.layer1.0.conv1.weight": torch.zeros(1)}}, tmp_path / "m.pth")
-    assert input_spec_of(str(tmp_path / "m.pth")) == TORCHVISION_SPEC
-    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
-        input_spec_of(str(tmp_path / "nowhere.pth"))
+        assert read_backbone(str(tmp_path / name)).spec == own
+    path = tmp_path / "other.pth"
+    tensors = {"layer1.0.conv1.weight": torch.zeros(1)}
+    torch.save({"model": tensors, "iteration": 7, "input_spec": own}, path)
+    assert read_backbone(str(path)).spec == own
+    torch.save({"state_dict": tensors}, path)
+    assert read_backbone(str(path)).spec == TORCHVISION_SPEC

@@ -6,15 +6,13 @@ import pytest
 import timm
 import torch
 import torchvision
-from detectron2.modeling import build_model
 from torch import nn
 
-from detco_d2.weights.backbone import check_complete, load_backbone, read_backbone
-from detco_d2.weights.checkpointer import BackboneCheckpointer
-from detco_d2.weights.input_spec import InputSpec
-from detco_d2.weights.names import torchvision_to_detectron2
+from detco_d2.weights.backbone import read_backbone
+from detco_d2.weights.frozen import check_complete
 
-from ..conftest import load_config
+from ..conftest import R18
+from .loading import FPN, detectron2, load_into
 
 
 @pytest.fixture(scope="module")
@@ -36,80 +34,74 @@ def children(state):
     return {f"{places[first]}.{rest}": state[n] for n, (first, rest) in split.items()}
 
 
-def detectron2(state):
-    renamed = {torchvision_to_detectron2(name): tensor for name, tensor in state.items()}
-    renamed.pop(None)
-    return renamed
-
-
 def linear(*names):
     return {f"{name}.{part}": torch.zeros(2) for name in names for part in ("weight", "bias")}
 
 
-LIGHTNING = {"pytorch-lightning_version": "2.0.0", "epoch": 3, "hyper_parameters": {}}
+OF_TORCHVISION = "ResNet under the names of torchvision and timm"
+OF_DETECTRON2 = "ResNet under the names of Detectron2"
+MOMENTUM = "; its momentum copy ({}.*) is left"
 FILES = {
-    "ResNet under the names of torchvision and timm": lambda s: {**s, **linear("fc")},
-    "MoCo v1, behind 'encoder_q.'; its momentum copy (encoder_k.*) is left": lambda s: {
-        "state_dict": under("module.encoder_q.", s | linear("fc"))
-        | under("module.encoder_k.", s | linear("fc"), 1),
+    OF_TORCHVISION: lambda s: {**s, **linear("fc")},
+    # MoCo v1 and v2
+    f"{OF_TORCHVISION}, behind 'encoder_q.'{MOMENTUM.format('encoder_k')}": lambda s: {
+        "state_dict": under("module.encoder_q.", s | linear("fc.0", "fc.2"))
+        | under("module.encoder_k.", s | linear("fc.0", "fc.2"), 1),
         "arch": "resnet18",
     },
-    "MoCo v2, behind 'encoder_q.'; its momentum copy (encoder_k.*) is left": lambda s: {
-        "state_dict": under("module.encoder_q.", s | linear("fc.0", "fc.2"))
-        | under("module.encoder_k.", s | linear("fc.0", "fc.2"), 1)
-    },
-    "MoCo v3, behind 'base_encoder.'; its momentum copy (momentum_encoder.*) is left": lambda s: {
+    # MoCo v3
+    f"{OF_TORCHVISION}, behind 'base_encoder.'{MOMENTUM.format('momentum_encoder')}": lambda s: {
         "state_dict": under("module.base_encoder.", s) | under("module.momentum_encoder.", s, 1)
     },
-    "OpenSelfSup, DenseCL or MMSelfSup, behind 'backbone.'; its momentum copy (encoder_k.*) is "
-    "left": lambda s: {
+    f"{OF_TORCHVISION}, behind 'module.encoder_q.0.'{MOMENTUM.format('module')}": lambda s: {
+        "state_dict": under("module.encoder_q.0.", s)
+        | under("module.encoder_k.0.", s, 1)
+        | {"queue": torch.zeros(2, 3)},
+    },
+    # OpenSelfSup, DenseCL, MMSelfSup
+    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('encoder_k')}": lambda s: {
         "meta": {"epoch": 200},
         "state_dict": under("backbone.", s)
         | under("encoder_q.0.", s)
         | under("encoder_k.0.", s, 1),
     },
-    "ResNet under the names of torchvision and timm, written by 'DenseCL'": lambda s: {
-        "state_dict": s,
-        "author": "DenseCL",
-    },
-    "Detectron2 backbone, written by 'OpenSelfSup'": lambda s: {
+    f"{OF_TORCHVISION}; written by 'DenseCL'": lambda s: {"state_dict": s, "author": "DenseCL"},
+    f"{OF_DETECTRON2}; written by 'OpenSelfSup'": lambda s: {
         "model": detectron2(s) | linear("stem.fc.0", "stem.fc.2"),
         "__author__": "OpenSelfSup",
         "matching_heuristics": True,
     },
-    "VISSL, behind '_feature_blocks.'": lambda s: {
+    # VISSL
+    f"{OF_TORCHVISION}, behind '_feature_blocks.'": lambda s: {
         "phase_idx": 1,
         "classy_state_dict": {
             "base_model": {"model": {"trunk": under("_feature_blocks.", s), "heads": linear("0")}}
         },
     },
-    "lightly (a ResNet's children in a Sequential), behind 'backbone.'; its momentum copy "
-    "(backbone_momentum.*) is left": lambda s: {
-        **LIGHTNING,
+    # lightly's examples, and its benchmarks
+    "ResNet under the names of an nn.Sequential of its children, behind 'backbone.'"
+    + MOMENTUM.format("backbone_momentum"): lambda s: {
         "state_dict": under("backbone.", children(s)) | under("backbone_momentum.", children(s), 1),
     },
-    "lightly, behind 'backbone.'; its momentum copy (key_backbone.*) is left": lambda s: {
-        **LIGHTNING,
+    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('key_backbone')}": lambda s: {
         "state_dict": under("backbone.", s)
         | under("key_backbone.", s, 1)
         | linear("projection_head.layers.0"),
     },
-    "lightly, behind 'student_backbone.'": lambda s: {
-        **LIGHTNING,
-        "state_dict": under("student_backbone.", s)
-        | under("backbone.", s, 1)
-        | linear("projection_head.layers.0"),
+    f"{OF_TORCHVISION}, behind 'student_backbone.'": lambda s: {
+        "state_dict": under("student_backbone.", s) | under("backbone.", s, 1),
     },
-    "solo-learn, behind 'backbone.'; its momentum copy (momentum_backbone.*) is left": lambda s: {
-        **LIGHTNING,
+    # solo-learn
+    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('momentum_backbone')}": lambda s: {
         "state_dict": under("backbone.", s)
         | under("momentum_backbone.", s, 1)
         | linear("classifier", "projector.0"),
     },
-    "Detectron2 detector with FPN, behind 'backbone.bottom_up.'": lambda s: {
+    # detectors with FPN, and of the C4 family
+    f"{OF_DETECTRON2}, behind 'backbone.bottom_up.'": lambda s: {
         "model": under("backbone.bottom_up.", detectron2(s)) | linear("backbone.fpn_output2")
     },
-    "Detectron2 detector of the C4 family, behind 'backbone.'": lambda s: {
+    f"{OF_DETECTRON2}, behind 'backbone.'": lambda s: {
         "model": {
             ("roi_heads." if name.startswith("res5") else "backbone.") + name: tensor
             for name, tensor in detectron2(s).items()
@@ -125,11 +117,11 @@ def test_each_layout_is_told_by_its_keys_and_gives_the_trained_encoder(tmp_path,
     torch.save(FILES[source](resnet18), path)
     backbone = read_backbone(path)
     assert backbone.source == source
-    assert not backbone.says_settings
+    assert backbone.own_spec is None
     expected = detectron2(resnet18)
     assert backbone.tensors.keys() == expected.keys() and len(expected) == 100
     assert all(torch.equal(backbone.tensors[name], expected[name]) for name in expected)
-    assert check_complete(backbone.tensors, path).startswith("100 of 100")
+    assert "\n100 of 100 backbone tensors of ResNet-18 matched" in check_complete(backbone)
 
 
 def test_tensors_that_are_left_are_counted_by_the_beginning_of_their_names(tmp_path, resnet18):
@@ -143,7 +135,7 @@ def test_a_training_checkpoint_of_timm_with_its_command_line_is_read(tmp_path, r
     path = str(tmp_path / "checkpoint.pth.tar")
     args = argparse.Namespace(model="resnet18", lr=0.1, mean=(0.5, 0.5, 0.5))
     torch.save({"state_dict": resnet18, "args": args, "epoch": 1, "arch": "resnet18"}, path)
-    assert len(load_backbone(path)[0]) == 100
+    assert len(read_backbone(path).tensors) == 100
 
 
 VARIANTS = {
@@ -154,8 +146,6 @@ VARIANTS = {
     "resnet200": "a ResNet that Detectron2 cannot build",
     "res2net50_26w_4s": "a ResNet that Detectron2 cannot build",
     "skresnet18": "no backbone of a known layout",
-    "wide_resnet50_2": "",
-    "vgg11": "no backbone of a known layout",
 }
 
 
@@ -167,24 +157,22 @@ def test_of_timms_variants_those_are_refused_that_detectron2_has_not(tmp_path, n
     shapes = {n: t.shape for n, t in model.state_dict().items()}
     torch.save({n: torch.zeros(()).repeat(shape) for n, shape in shapes.items()}, path)
     if not VARIANTS[name]:
-        assert "of ResNet-50 matched" in check_complete(load_backbone(path)[0], path)
+        assert "of ResNet-50 matched" in check_complete(read_backbone(path))
         return
     with pytest.raises(ValueError, match=VARIANTS[name]):
-        check_complete(load_backbone(path)[0], path)
+        check_complete(read_backbone(path))
 
 
 def test_a_deeper_resnet_is_not_cut_to_the_depth_of_the_model(tmp_path):
-    """All of a ResNet-50's tensors are in a ResNet-101, in their shapes."""
-    path = str(tmp_path / "r101.pth")
-    torch.save(torchvision.models.resnet101().state_dict(), path)
-    cfg = load_config("coco/retinanet_R_50_FPN_1x.yaml")
-    checkpointer = BackboneCheckpointer(build_model(cfg), input_spec=InputSpec(cfg))
-    with pytest.raises(ValueError, match="255 tensors in the midst of its backbone.*res4.10.conv1"):
-        checkpointer.load(path)
+    """All of a ResNet-18's tensors are in a ResNet-34, in their shapes."""
+    path = str(tmp_path / "r34.pth")
+    torch.save(torchvision.models.resnet34().state_dict(), path)
+    with pytest.raises(ValueError, match="80 tensors in the midst of its backbone.*res2.2.conv1"):
+        load_into(FPN, path, *R18)
 
 
 def test_a_sequential_of_other_layers_is_no_resnet(tmp_path):
     path = str(tmp_path / "other.pth")
     torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).state_dict(), path)
     with pytest.raises(ValueError, match="no backbone of a known layout"):
-        load_backbone(path)
+        read_backbone(path)

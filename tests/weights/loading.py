@@ -1,0 +1,32 @@
+"""What tests of weights share: small settings, a model that has loaded a file, a renamed state."""
+
+import torch
+from detectron2.modeling import build_model
+
+from detco_d2.config import apply_supervised_baseline
+from detco_d2.weights.checkpointer import BackboneCheckpointer
+from detco_d2.weights.input_spec import InputSpec
+from detco_d2.weights.names import torchvision_to_detectron2
+
+from ..conftest import load_config
+
+C4 = "coco/mask_rcnn_R_50_C4_1x.yaml"
+FPN = "coco/mask_rcnn_R_50_FPN_1x.yaml"
+SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"
+
+
+def load_into(config, path, *settings):
+    """A model that has loaded the file."""
+    torch.manual_seed(0)
+    cfg = load_config(config, *settings)
+    apply_supervised_baseline(cfg)
+    model = build_model(cfg)
+    BackboneCheckpointer(model, input_spec=InputSpec(cfg)).load(path, checkpointables=[])
+    return model
+
+
+def detectron2(state):
+    """A ResNet's state of torchvision under Detectron2's names."""
+    renamed = {torchvision_to_detectron2(name): tensor for name, tensor in state.items()}
+    renamed.pop(None)
+    return renamed
