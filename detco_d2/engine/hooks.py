@@ -49,7 +49,7 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         super().before_train()
         size, free = self._size(), self._free()
         keep = getattr(self.checkpointer, "keep", None) or 1
-        text = f"{self._room()}, and {keep} are kept while one is written."
+        text = f"{self._room('a checkpoint')}, and {keep} are kept while one is written."
         if free < size:
             raise RuntimeError(f"{text} Free space there, or name another OUTPUT_DIR.")
         if free < (keep + 1) * size:
@@ -67,7 +67,7 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
             self.failures += 1
             text = (
-                f"No checkpoint at iteration {self.trainer.iter}: {error}. {self._room()}. "
+                f"No checkpoint at iteration {self.trainer.iter}: {error}. {self._room('one')}. "
                 "Earlier ones are untouched."
             )
             if self.trainer.iter + 1 >= self.trainer.max_iter:
@@ -77,10 +77,10 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
                 raise RuntimeError(f"{text} {allowed}") from error
             logger.error("%s Training goes on.", text)
 
-    def _room(self) -> str:
+    def _room(self, subject: str) -> str:
         folder = os.path.abspath(self.checkpointer.save_dir)
         free, size = self._free() / 1e6, self._size() / 1e6
-        return f"{folder}, where checkpoints go, has {free:.1f} MB free; one takes {size:.1f} MB"
+        return f"{folder} has {free:.1f} MB free; {subject} takes {size:.1f} MB"
 
     def _size(self) -> int:
         """Bytes of a checkpoint: the model, and a momentum for each number that it trains."""
