@@ -18,11 +18,10 @@ setup(
     python_requires=">=3.10",
     # Detectron2 is on no package index under its own name: tools/setup_env.py installs it.
     install_requires=["torch", "torchvision", "fvcore", "pycocotools", "opencv-python"],
-    # What Detectron2's Cityscapes loader and evaluators import; the reader of tar shards; the SVM
-    # of the probes; weight files of that format; the writer for Weights & Biases.
+    # What Detectron2's Cityscapes loader and evaluators import; the SVM of the probes; weight files
+    # of that format; the writer for Weights & Biases.
     extras_require={
         "cityscapes": ["cityscapesscripts", "shapely"],
-        "shards": ["webdataset"],
         "probe": ["scikit-learn"],
         "safetensors": ["safetensors"],
         "wandb": ["wandb"],

@@ -9,7 +9,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +36,6 @@ def check_installation() -> None:
 
 check_installation()
 
-import detectron2.data  # noqa: E402
 import numpy  # noqa: E402
 import torch  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
@@ -95,35 +94,6 @@ def mend_cityscapesscripts() -> None:
 
     vars(evaluation).update(writeDict2JSON=lambda *_: None)
     vars(numpy).setdefault("in1d", numpy.isin)
-
-
-def build_train_loader(
-    dataset: torch.utils.data.Dataset,
-    sampler: torch.utils.data.Sampler,
-    total_batch_size: int,
-    num_workers: int,
-    collate_fn: Callable[[list[Any]], Any],
-    pin_memory: bool = False,
-) -> Any:
-    """Detectron2's `build_detection_train_loader` with the arguments that 0.5 does not take."""
-    build = detectron2.data.build_detection_train_loader
-    arguments = dict(
-        dataset=dataset,
-        mapper=None,
-        sampler=sampler,
-        total_batch_size=total_batch_size,
-        aspect_ratio_grouping=False,
-        num_workers=num_workers,
-    )
-    try:
-        return build(**arguments, collate_fn=collate_fn, pin_memory=pin_memory)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-    loader = build(**arguments)  # 0.5: both can be set on the loader before it is iterated
-    loader.collate_fn = collate_fn
-    loader.pin_memory = pin_memory
-    return loader
 
 
 def create_local_process_group(processes_per_machine: int) -> None:

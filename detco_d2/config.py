@@ -74,11 +74,12 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.INPUT.DETCO.RANDAUGMENT_OPS = 0
     # Its magnitude, 0..30.
     cfg.INPUT.DETCO.RANDAUGMENT_MAGNITUDE = 9
-    # How the views are made. "exact": on the CPU, within one grey level of "pil", the plain chain
-    # of torchvision and Pillow that it replaces. "fast": on the CPU by OpenCV, with one colour
-    # matrix a view and bilinear sampling without antialiasing. "device": the same, but the colours,
-    # the blur and the jigsaw are left to the training device, batched.
-    cfg.INPUT.DETCO.AUGMENTATION = "exact"
+
+    # How the views are made. "pil": on the CPU by torchvision and Pillow, which defines a view.
+    # "fast": on the CPU by OpenCV, with one colour matrix a view and bilinear sampling without
+    # antialiasing. "device": the same, but the colours, the blur and the jigsaw are left to the
+    # training device, batched.
+    cfg.INPUT.DETCO.AUGMENTATION = "fast"
     # Images with a side of fewer pixels are skipped as unreadable.
     cfg.INPUT.DETCO.MIN_SIDE = 16
     # So are images of more pixels (Pillow's limit against decompression bombs; raise it for larger

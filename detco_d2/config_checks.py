@@ -97,7 +97,10 @@ _RULES: dict[str, Rule] = {
     "INPUT.DETCO.FLIP_PROB": _between(0, 1),
     "INPUT.DETCO.RANDAUGMENT_OPS": _at_least(0),
     "INPUT.DETCO.RANDAUGMENT_MAGNITUDE": _between(0, 30),  # torchvision has 31
-    "INPUT.DETCO.AUGMENTATION": _one_of("pil", "exact", "fast", "device"),
+    "INPUT.DETCO.AUGMENTATION": (
+        lambda value: value in ("pil", "fast", "device", "exact"),  # the last means "pil"
+        '"pil", "fast" or "device"',
+    ),
     "INPUT.DETCO.MIN_SIDE": _at_least(1),
     "INPUT.DETCO.MAX_PIXELS": _at_least(1),
     "VIS_PERIOD": _at_least(0),

@@ -50,7 +50,7 @@ def test_one_run_gives_the_step_its_parts_and_the_data(scenes):
     views = rows(output, "Data on one core")
     assert set(views) == {
         "decoding alone",
-        *(f"views, {k}" for k in ("pil", "exact", "fast", "device")),
+        *(f"views, {k}" for k in ("pil", "fast", "device")),
     }
     assert "peak memory after one step" in output
 

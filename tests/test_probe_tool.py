@@ -55,7 +55,7 @@ def test_what_every_stage_can_see_is_found_by_every_probe(probe, colours, tmp_pa
     true, _, weights = colours
     settings = ["--size", 32, "--workers", 0, "--output-dir", tmp_path]
     probe("--weights", weights, "--random", "--data", true, *settings)
-    printed = capsys.readouterr().out
+    printed = re.sub(" +", " ", capsys.readouterr().out)
     assert printed.count("100.0 | 100.0 | 100.0 | 100.0 |") == 8  # 4 numbers of 2 backbones
     assert f"| svm | mAP | {weights} | 100.0" in printed
     assert "| knn | top-1 | random ResNet-18, seed 0 | 100.0" in printed
@@ -88,11 +88,11 @@ def test_boxes_and_the_classes_of_images_of_a_detection_data_set(probe, tmp_path
     write_voc(str(tmp_path), 12, seed=0, size=(120, 160))
     data = ["--data", tmp_path / "VOC2007"]
     probe("--random", "--depth", 18, *data, *settings, "--views", 2, "--probes", "linear")
-    printed = capsys.readouterr().out
+    printed = re.sub(" +", " ", capsys.readouterr().out)
     assert re.search(r"crops: \d\d training and \d\d test items", printed)
     assert "| linear | top-5 | random ResNet-18, seed 0 |" in printed
     probe("--random", "--depth", 18, *data, *settings, "--labels", "images")
-    printed = capsys.readouterr().out
+    printed = re.sub(" +", " ", capsys.readouterr().out)
     assert "images: 12 training and 12 test items" in printed
     assert "| svm | mAP | chance |" in printed and "knn" not in printed
 

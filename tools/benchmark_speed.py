@@ -207,7 +207,7 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
         return lambda: [call(image) for image in images]
 
     calls: Calls = {}
-    for kind in ("pil", "exact", "fast", "device"):
+    for kind in ("pil", "fast", "device"):
         mapper = DetCoDatasetMapper(changed(cfg, "INPUT.DETCO.AUGMENTATION", kind))
         calls.setdefault("decoding alone", over_images(mapper.decode))
         calls[f"views, {kind}"] = over_images(mapper)

@@ -12,6 +12,7 @@ the images is held out. Prints a table and writes probes/NAME.json beside each w
 """
 
 import argparse
+import itertools
 import json
 import logging
 import re
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
 
 import detco_d2  # noqa: F401  registers data sets
 from detco_d2.engine.record import command_line, versions
@@ -38,7 +40,6 @@ from detco_d2.weights.frozen import (
 )
 
 PROBES = ("knn", "linear", "svm")
-Half = tuple[Features, torch.Tensor]
 Result = dict[str, Any]
 logger = logging.getLogger("detco_d2.probe")
 
@@ -76,21 +77,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def build(args: argparse.Namespace, path: str) -> FrozenBackbone:
-    """The backbone of a weight file; of "" the random one."""
-    if path:
-        return frozen_backbone(path, args.stages)
-    if args.weights:
-        return random_backbone_like(args.weights[0], args.seed, args.stages)
-    return random_backbone(args.depth, args.seed, args.stages)
-
-
 def features_of(
     args: argparse.Namespace, backbone: FrozenBackbone, half: Labelled, view: int | None = None
-) -> Half:
+) -> tuple[Features, torch.Tensor]:
     """The features of a half, and their labels."""
-    averaged = {"average"} if {"knn", "linear"} & set(args.probes) else set()
-    pools = averaged | ({args.svm_pool} if "svm" in args.probes else set())
+    pools = {"average" for probe in args.probes if probe != "svm"}
+    pools |= {args.svm_pool for probe in args.probes if probe == "svm"}
     features, numbers = extract(
         backbone,
         LabelledImages(half, args.size, view),
@@ -104,30 +96,29 @@ def features_of(
 
 def run_probes(
     args: argparse.Namespace, backbone: FrozenBackbone, train: Labelled, test: Labelled
-) -> tuple[list[Result], Half, Half]:
+) -> tuple[list[Result], torch.Tensor, torch.Tensor]:
+    """The results of all probes at all stages, and the labels of both halves."""
     backbone.to(args.device)
-    first, second = features_of(args, backbone, train), features_of(args, backbone, test)
-    views: list[Features] = [first[0]]
+    (train_x, y), (test_x, test_y) = (features_of(args, backbone, half) for half in (train, test))
+    views = [train_x]
     if "linear" in args.probes and args.views > 1:
         views = [features_of(args, backbone, train, view)[0] for view in range(args.views)]
     results = []
-    for probe in args.probes:
-        for stage in args.stages:
-            name = (args.svm_pool if probe == "svm" else "average", stage)
-            x, y, test_x, test_y = first[0][name], first[1], second[0][name], second[1]
-            if probe == "knn":
-                found = {"top-1": knn(x, y, test_x, test_y, k=args.neighbours)}
-            elif probe == "linear":
-                stacked = torch.stack([view[name] for view in views])
-                found = linear(stacked, y, test_x, test_y, seed=args.seed)
-            else:
-                found = svm(x, y, test_x, test_y, num_workers=max(1, args.workers))
-            logger.info("%s %s: %s", probe, stage, {m: round(v, 1) for m, v in found.items()})
-            results += [
-                {"probe": probe, "stage": stage, "metric": metric, "value": value}
-                for metric, value in found.items()
-            ]
-    return results, first, second
+    for probe, stage in itertools.product(args.probes, args.stages):
+        name = (args.svm_pool if probe == "svm" else "average", stage)
+        if probe == "knn":
+            found = {"top-1": knn(train_x[name], y, test_x[name], test_y, k=args.neighbours)}
+        elif probe == "linear":
+            stacked = torch.stack([view[name] for view in views])
+            found = linear(stacked, y, test_x[name], test_y, seed=args.seed)
+        else:
+            found = svm(train_x[name], y, test_x[name], test_y, num_workers=max(1, args.workers))
+        logger.info("%s %s: %s", probe, stage, {m: round(v, 1) for m, v in found.items()})
+        results += [
+            {"probe": probe, "stage": stage, "metric": metric, "value": value}
+            for metric, value in found.items()
+        ]
+    return results, y, test_y
 
 
 def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
@@ -145,31 +136,52 @@ def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
 
 def table(args: argparse.Namespace, records: list[dict[str, Any]]) -> str:
     """Markdown: a row for each probe, metric and backbone, a column for each stage."""
-    lines = [
-        "| probe | metric | backbone | " + " | ".join(args.stages) + " |",
-        "|---" * (3 + len(args.stages)) + "|",
-    ]
-    pairs = dict.fromkeys((r["probe"], r["metric"]) for r in records[0]["results"])
-    for probe, metric in pairs:
-        rows = []
+    rows: list[list[Any]] = []
+    for probe, metric in dict.fromkeys((r["probe"], r["metric"]) for r in records[0]["results"]):
         for record in records:
             values = {
                 r["stage"]: r["value"]
                 for r in record["results"]
                 if (r["probe"], r["metric"]) == (probe, metric)
             }
-            rows.append((record["weights"], [values[stage] for stage in args.stages]))
-        rows.append(("chance", [records[0]["chance"][metric]] * len(args.stages)))
-        for name, numbers in rows:
-            cells = " | ".join(f"{number:.1f}" for number in numbers)
-            lines.append(f"| {probe} | {metric} | {name} | {cells} |")
-    return "\n".join(lines)
+            rows.append([probe, metric, record["weights"], *map(values.get, args.stages)])
+        chances = [records[0]["chance"][metric]] * len(args.stages)
+        rows.append([probe, metric, "chance", *chances])
+    headers = ["probe", "metric", "backbone", *args.stages]
+    return tabulate(rows, headers, tablefmt="github", floatfmt=".1f")
+
+
+def probe(args: argparse.Namespace, path: str, train: Labelled, test: Labelled) -> Result:
+    """All that is written of one weight file, or of "", the random backbone."""
+    started = time.perf_counter()
+    if path:
+        backbone = frozen_backbone(path, args.stages)
+    elif args.weights:
+        backbone = random_backbone_like(args.weights[0], args.seed, args.stages)
+    else:
+        backbone = random_backbone(args.depth, args.seed, args.stages)
+    name = path or backbone.source
+    logger.info("%s: %d training, %d test items", name, len(train.items), len(test.items))
+    results, y, test_y = run_probes(args, backbone, train, test)
+    return {
+        "command": command_line(),
+        "weights": name,
+        "data": args.data,
+        "labels": args.labels,
+        "num_train": len(y),
+        "num_test": len(test_y),
+        "results": results,
+        "chance": chance(y, test_y),
+        "classes": train.classes,
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def main() -> None:
     args = parse()
     setup_logger(name="detco_d2", abbrev_name="detco")
-    records: list[dict[str, Any]] = []
+    records: list[Result] = []
     try:
         train, test = load_halves(
             args.data,
@@ -180,26 +192,8 @@ def main() -> None:
             seed=args.seed,
         )
         for path in [*args.weights, *([""] if args.random else [])]:
-            started = time.perf_counter()
-            backbone = build(args, path)
-            name = path or backbone.source
-            logger.info("%s: %d training, %d test items", name, len(train.items), len(test.items))
-            results, first, second = run_probes(args, backbone, train, test)
-            record = {
-                "command": command_line(),
-                "weights": name,
-                "data": args.data,
-                "labels": args.labels,
-                "num_train": len(first[1]),
-                "num_test": len(second[1]),
-                "results": results,
-                "chance": chance(first[1], second[1]),
-                "classes": train.classes,
-                "versions": versions(),
-                "seconds": round(time.perf_counter() - started, 1),
-            }
-            write(args, path, record)
-            records.append(record)
+            records.append(probe(args, path, train, test))
+            write(args, path, records[-1])
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         sys.exit(f"probe: {error}")
     print(

@@ -47,14 +47,12 @@ def check_datasets(names: Sequence[str], key: str) -> None:
     """Refuse data sets that are unknown, or whose files are not where they are expected.
 
     Args:
-        names: registered data sets.
+        names: of the data sets.
         key: the config key that names them, for the message.
 
     Raises:
-        ValueError: a name that is not registered (suggests the nearest ones), or Cityscapes
-            without the packages that read it.
-        FileNotFoundError: a file or folder is missing; shows the expected tree with full paths,
-            what of it is there, and the value of DETECTRON2_DATASETS.
+        ValueError: an unknown name, or Cityscapes without the packages that read it.
+        FileNotFoundError: a file or folder is missing; shows the expected tree.
     """
     for name in names:
         if name not in DatasetCatalog.list():

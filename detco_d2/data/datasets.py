@@ -14,8 +14,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
 from .check import check_datasets, describe_folder
-from .cityscapes import make_train_id_files
-from .synthetic import register_scenes, write_scenes
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -29,8 +27,7 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     that is not there counts as an image, which training will find unreadable.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no image in it; says what was tried.
-        PermissionError, OSError: a folder in it cannot be read; names it.
+        FileNotFoundError, OSError: no such folder, no image in it, or a part that cannot be read.
     """
     # Detectron2 opens paths after `link/..` has been struck out of them, which may lead elsewhere.
     root = os.path.realpath(folder) if ".." in Path(folder).parts else folder
@@ -61,20 +58,25 @@ def _stop(error: OSError) -> None:
     raise type(error)(f"{error}: a folder below one of DATASETS.TRAIN cannot be read.") from error
 
 
+def is_shard_name(name: str) -> bool:
+    """Whether an entry of DATASETS.TRAIN means tar shards: `x.tar`, `x-{00..41}.tar`, `x-*.tar`."""
+    return re.search(r"\.(tar|tgz|tar\.\w+)$", name) is not None
+
+
 def register_by_name(names: Sequence[str]) -> None:
     """Register each name that says by itself what it holds, and is not registered yet.
 
     Args:
-        names: `scenes_<split>_<count>@<root>`, so many rendered scenes, which are written below
-            root if they are not there; `voc_<split>_<fraction>_seed<n>@<root>`, a share of the
-            list of images of a folder in VOC's layout; `coco_2017_train_<n>percent_seed<n>`; or
-            an existing directory, which becomes a data set of its images. Any other name is left
-            alone.
+        names: `scenes_<split>_<count>@<root>`, rendered scenes, which are written if they are not
+            there; `voc_<split>_<fraction>_seed<n>@<root>`, a share of a folder in VOC's layout;
+            `coco_2017_train_<n>percent_seed<n>`; or a directory. Any other name is left alone.
     """
     for name in names:
         if name in DatasetCatalog.list():
             continue
         if match := re.fullmatch(r"scenes_(\w+_(\d+))@(.+)", name):
+            from .synthetic import register_scenes, write_scenes
+
             if not Path(match[3], "annotations", f"instances_{match[1]}.json").is_file():
                 logger.info("Rendering %s scenes below %s", match[2], match[3])
                 write_scenes(match[3], match[1], int(match[2]), seed=0)
@@ -89,10 +91,7 @@ def register_by_name(names: Sequence[str]) -> None:
 
 
 def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
-    """The images of several data sets without their annotations; none is dropped.
-
-    Args:
-        names: registered data sets or directories.
+    """The images of data sets and folders without their annotations; none is dropped.
 
     Raises:
         ValueError: no names, or one that is neither; suggests the nearest registered ones.
@@ -117,9 +116,6 @@ def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
 
     Makes Cityscapes' `labelTrainIds` files where they are missing.
 
-    Args:
-        train, test: DATASETS.TRAIN and DATASETS.TEST.
-
     Raises:
         ValueError, FileNotFoundError: see :func:`check_datasets`.
     """
@@ -129,6 +125,8 @@ def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
         for name in names:
             metadata = MetadataCatalog.get(name)
             if metadata.get("evaluator_type") == "cityscapes_sem_seg":
+                from .cityscapes import make_train_id_files
+
                 made = make_train_id_files(metadata.gt_dir)
                 logger.info("%s: %d labelTrainIds files made", name, made)
 
@@ -167,13 +165,7 @@ for _percent in (1, 2, 5, 10):  # the paper's low-data experiments
 
 
 def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int = 0) -> str:
-    """Register a folder in PASCAL VOC's layout, with the classes that its boxes name.
-
-    Args:
-        root: holds Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/<split>.txt.
-        split: name of the list of images.
-        fraction: share of the images to keep, a subset drawn from `seed`.
-        seed: of the subset.
+    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
 
     Returns:
         the data set's name.
@@ -205,13 +197,9 @@ def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int 
 
 
 def register_coco_subset(name: str, count: int, seed: int, folder: str) -> str:
-    """Register at most `count` images of a registered COCO data set, for training or evaluation.
+    """Register at most `count` images of a registered COCO data set.
 
-    Args:
-        name: a data set in COCO's format, such as coco_2017_val.
-        count: how many images.
-        seed: of the subset.
-        folder: where its annotation file is written, since COCO's evaluator reads one.
+    Its annotation file, which COCO's evaluator reads, is written into `folder`.
 
     Returns:
         the subset's name.

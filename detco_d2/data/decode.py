@@ -49,12 +49,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]", re.DOTALL)
 
 
 class UnreadableImage(RuntimeError):
-    """An image file that cannot be used.
-
-    Attributes:
-        reason: why, in one sentence.
-        path: the file, where it is known.
-    """
+    """An image file that cannot be used, for a reason in one sentence."""
 
     def __init__(self, reason: str, path: str = "") -> None:
         super().__init__(f"Cannot read the image {path!r}: {reason}" if path else reason)
@@ -73,8 +68,7 @@ def decode_image(
 
     Args:
         file: the encoded image; nothing beyond its header is read before its size is known.
-        min_side: INPUT.DETCO.MIN_SIDE.
-        max_pixels: INPUT.DETCO.MAX_PIXELS.
+        min_side, max_pixels: INPUT.DETCO.MIN_SIDE and MAX_PIXELS.
         reduction: by what a JPEG of this width and height may be decoded smaller, at most.
 
     Raises:

@@ -11,10 +11,6 @@ GRID = 3  # cells a side
 def draw_jigsaw(crop_size: int, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw where the patches of one image come from, with torch's random generator.
 
-    Args:
-        crop_size: S, side of the crop in pixels, a multiple of 3.
-        patch_size: p, side of a patch in pixels, at most S / 3.
-
     Returns:
         the cell (0..8, row by row) that each of the 9 outputs shows, of shape (9,), and the
         offset (y, x) in pixels of the patch inside its cell, of shape (9, 2).
@@ -31,8 +27,7 @@ def cut_jigsaw(
     Args:
         crop: of shape (3, S, S), S a multiple of 3.
         patch_size: p, in pixels.
-        cells: which cell the output at each place shows, of shape (9,).
-        offsets: (y, x) of the patch inside that cell in pixels, of shape (9, 2).
+        cells, offsets: from :func:`draw_jigsaw`.
 
     Returns:
         of shape (9, 3, p, p), of the crop's dtype.
@@ -48,17 +43,7 @@ def cut_jigsaw(
 def cut_jigsaw_batch(
     crops: torch.Tensor, patch_size: int, cells: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
-    """:func:`cut_jigsaw` for N crops at once, on any device.
-
-    Args:
-        crops: of shape (N, 3, S, S).
-        patch_size: p, in pixels.
-        cells: of shape (N, 9).
-        offsets: of shape (N, 9, 2).
-
-    Returns:
-        of shape (N, 9, 3, p, p).
-    """
+    """:func:`cut_jigsaw` for N crops of shape (N, 3, S, S) at once, on any device."""
     side = crops.shape[-1] // GRID
     inside = torch.arange(patch_size, device=crops.device)
     rows = (cells // GRID * side + offsets[..., 0])[..., None] + inside
@@ -69,13 +54,5 @@ def cut_jigsaw_batch(
 
 
 def original_order(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The patches of one image where they were in its crop, before the shuffle.
-
-    Args:
-        patches: of shape (9, 3, p, p), in the order in which they enter the network.
-        cells: the cell of the crop that each comes from, of shape (9,).
-
-    Returns:
-        of shape (9, 3, p, p), row by row.
-    """
+    """The patches of one image, of shape (9, 3, p, p), where they were before the shuffle."""
     return patches[torch.argsort(cells)]

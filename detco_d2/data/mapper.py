@@ -1,6 +1,8 @@
 """One image file -> the views that enter the network."""
 
 import io
+import logging
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -13,18 +15,18 @@ from PIL import Image
 from ..families import required_views
 from .decode import UnreadableImage, decode_image
 from .jigsaw import cut_jigsaw, cut_jigsaw_batch, draw_jigsaw
-from .photometric import Photometric, apply_batched, apply_exact, apply_fast, pack
+from .photometric import Photometric, apply_batched, apply_fast, pack
 from .views import Pyramid, ViewDraw, ViewSettings, build_view_transform, safe_reduction
 
-# The modes that sample without antialiasing, and may decode at a reduced scale.
-_FAST = ("fast", "device")
+logger = logging.getLogger(__name__)
 
 
 class DetCoDatasetMapper:
-    """Decode an image once and draw the views of it that the loss families need.
+    """Decodes an image once and makes the views of it that the loss families need.
 
-    A Detectron2 data-set mapper: it is called with one data-set dict, of which it reads only
-    `file_name`, and `image_bytes` if the file has been read. All randomness comes from torch's
+    It has two halves. :meth:`__call__` runs in a loader process, on one image; :meth:`finish` runs
+    on the training device, on a batch. A data-set dict has `file_name`, and `member` if the image
+    lies in a tar file, or `image_bytes` if it has been read. All randomness comes from torch's
     generator.
     """
 
@@ -44,18 +46,17 @@ class DetCoDatasetMapper:
         """
         Args:
             views: which of global_query, global_key, local_query, local_key to make.
-            global_settings: of a global view.
-            local_settings: of the square crop that is cut into a 3x3 jigsaw.
+            global_settings, local_settings: of a global view, and of the crop for the jigsaw.
             patch_size: side of the nine patches in pixels.
             image_format: channel order of the result, "RGB" or "BGR".
-            augmentation: "pil", "exact", "fast" or "device" (see INPUT.DETCO.AUGMENTATION).
+            augmentation: "pil", "fast" or "device" (see INPUT.DETCO.AUGMENTATION).
             min_side, max_pixels: of an image; any other is unreadable.
-
-        Raises:
-            ValueError: an image format other than these two.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; pretraining takes RGB or BGR.")
+        if augmentation == "exact":
+            logger.warning('INPUT.DETCO.AUGMENTATION "exact" is gone; "pil" takes its place')
+            augmentation = "pil"
         self.views = views
         self.settings = {
             view: global_settings if view.startswith("global") else local_settings for view in views
@@ -71,7 +72,9 @@ class DetCoDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         node = cfg.INPUT.DETCO
-        photometric: dict[str, Any] = dict(
+        local_settings = ViewSettings(
+            size=node.LOCAL_SIZE,
+            scale=tuple(node.LOCAL_SCALE),
             flip_prob=node.FLIP_PROB,
             color_jitter=tuple(node.COLOR_JITTER),
             color_jitter_prob=node.COLOR_JITTER_PROB,
@@ -81,16 +84,14 @@ class DetCoDatasetMapper:
         )
         return {
             "views": required_views(cfg.MODEL.DETCO.FAMILIES),
-            "global_settings": ViewSettings(
+            "global_settings": replace(
+                local_settings,
                 size=node.GLOBAL_SIZE,
                 scale=tuple(node.GLOBAL_SCALE),
                 randaugment_ops=node.RANDAUGMENT_OPS,
                 randaugment_magnitude=node.RANDAUGMENT_MAGNITUDE,
-                **photometric,
             ),
-            "local_settings": ViewSettings(
-                size=node.LOCAL_SIZE, scale=tuple(node.LOCAL_SCALE), **photometric
-            ),
+            "local_settings": local_settings,
             "patch_size": node.PATCH_SIZE,
             "image_format": cfg.INPUT.FORMAT,
             "augmentation": node.AUGMENTATION,
@@ -99,33 +100,41 @@ class DetCoDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """
-        Returns:
-            `file_name`, and for each view a uint8 tensor: global views of shape (3, S, S), local
-            views of shape (9, 3, p, p), with `{view}/cells` of shape (9,): which cell of the crop
-            each patch comes from. With "device" the views are what :meth:`finish` takes instead.
+        """The loader's half: `file_name`, and for each view a uint8 tensor.
+
+        Global views are of shape (3, S, S), local views of shape (9, 3, p, p), with `{view}/cells`
+        of shape (9,): which cell of the crop each patch comes from. With "device" they are what
+        :meth:`finish` makes that of.
 
         Raises:
             UnreadableImage: the file cannot be decoded; names it.
         """
         image: Any = self.decode(dataset_dict)
         sample: dict[str, Any] = {"file_name": dataset_dict["file_name"]}
-        if self.augmentation in _FAST:
+        if self.augmentation != "pil":
             cv2.setNumThreads(0)  # the loader's processes are the parallelism
             image = Pyramid(image)
         for view in self.views:
             sample.update(self._make_view(image, view))
         return sample
 
-    def decode(self, dataset_dict: dict[str, Any]) -> Image.Image:
-        """An RGB image, upright; smaller than the file's where the fast modes cannot see it.
+    def finish(self, batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        """The device's half: move a batch of views there, and do what "device" leaves to it."""
+        result = {}
+        for view in self.views:
+            pixels = batch[view].to(device, non_blocking=True)
+            if self.augmentation == "device":
+                pixels = self._finish_view(batch, view, pixels)
+            result[view] = pixels
+            if not _is_global(view):
+                result[f"{view}/cells"] = batch[f"{view}/cells"]
+        return result
 
-        Raises:
-            UnreadableImage: the file cannot be opened or decoded; names it.
-        """
-        path, content = dataset_dict["file_name"], dataset_dict.get("image_bytes")
+    def decode(self, dataset_dict: dict[str, Any]) -> Image.Image:
+        """An RGB image, upright; smaller than the file's where only "pil" could see it."""
+        path = dataset_dict["file_name"]
         try:
-            with PathManager.open(path, "rb") if content is None else io.BytesIO(content) as file:
+            with _open(dataset_dict) as file:
                 return decode_image(
                     file,
                     min_side=self.min_side,
@@ -138,18 +147,16 @@ class DetCoDatasetMapper:
             raise UnreadableImage(f"{type(error).__name__}: {error}", path) from error
 
     def _reduction(self, width: int, height: int) -> int:
-        fast = self.augmentation in _FAST
-        return safe_reduction(width, height, list(self.settings.values())) if fast else 1
+        if self.augmentation == "pil":
+            return 1
+        return safe_reduction(width, height, list(self.settings.values()))
 
     def _make_view(self, image: Any, view: str) -> dict[str, torch.Tensor]:
-        draw, drawn = self.draws[view], Photometric()
+        drawn = Photometric()
         if self.augmentation == "pil":
             array = np.asarray(self.plain[view](image))
-        elif self.augmentation == "exact":
-            cropped = draw.crop_exact(image)
-            array = apply_exact(cropped, draw.photometric())
         else:
-            array, drawn = draw.crop_fast(image), draw.photometric()
+            array, drawn = self.draws[view].crop(image), self.draws[view].photometric()
             if self.augmentation == "fast":
                 array = apply_fast(array, drawn)
         jigsaw = None if _is_global(view) else draw_jigsaw(len(array), self.patch_size)
@@ -165,29 +172,28 @@ class DetCoDatasetMapper:
             return {view: pixels}
         return {view: cut_jigsaw(pixels, self.patch_size, *jigsaw), f"{view}/cells": jigsaw[0]}
 
-    def finish(self, batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        """Move a batch to the device, and do there what INPUT.DETCO.AUGMENTATION leaves to it.
+    def _finish_view(self, batch: dict[str, Any], view: str, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = apply_batched(pixels.permute(0, 3, 1, 2), batch[f"{view}/photometric"])
+        if self.image_format == "BGR":
+            pixels = pixels.flip(1)
+        if _is_global(view):
+            return pixels
+        cells, offsets = (
+            batch[f"{view}/{name}"].to(pixels.device, non_blocking=True)
+            for name in ("cells", "offsets")
+        )
+        return cut_jigsaw_batch(pixels, self.patch_size, cells, offsets)
 
-        Returns:
-            uint8 tensors: global views of shape (N, 3, S, S), local views of shape
-            (N, 9, 3, p, p); with them `{view}/cells`, of shape (N, 9).
-        """
-        result = {}
-        for view in self.views:
-            pixels = batch[view].to(device, non_blocking=True)
-            if self.augmentation == "device":
-                pixels = pixels.permute(0, 3, 1, 2)
-                pixels = apply_batched(pixels, batch[f"{view}/photometric"])
-                if self.image_format == "BGR":
-                    pixels = pixels.flip(1)
-                if not _is_global(view):
-                    places = (batch[f"{view}/{name}"] for name in ("cells", "offsets"))
-                    places = (place.to(device, non_blocking=True) for place in places)
-                    pixels = cut_jigsaw_batch(pixels, self.patch_size, *places)
-            result[view] = pixels
-            if not _is_global(view):
-                result[f"{view}/cells"] = batch[f"{view}/cells"]
-        return result
+
+def _open(dataset_dict: dict[str, Any]) -> Any:
+    """The encoded image as a file."""
+    if "member" in dataset_dict:
+        from .tar import read_member  # a run on folders does not need it
+
+        return io.BytesIO(read_member(*dataset_dict["member"]))
+    if "image_bytes" in dataset_dict:
+        return io.BytesIO(dataset_dict["image_bytes"])
+    return PathManager.open(dataset_dict["file_name"], "rb")
 
 
 def _is_global(view: str) -> bool:

@@ -3,7 +3,8 @@
 Position p of the stream is image `order(p // N)[p % N]` of N, with its augmentations drawn from a
 generator seeded with (seed, p). Iteration t of batch B reads positions tB .. tB+B-1, whatever the
 number of processes and workers, so resuming needs no state but the iteration. Where an image cannot
-be read, others are drawn from (seed, p) until one can.
+be read, others are drawn from (seed, p) until one can. Folders, data sets and tar shards differ in
+their order alone.
 """
 
 import itertools
@@ -15,16 +16,29 @@ import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 
-from ..compat import build_train_loader
+from .datasets import is_shard_name, load_images
 from .decode import UnreadableImage
 
-_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws; tar.py has 2 to 4
+_ORDER, _VIEWS, _REPLACEMENT = 0, 1, 5  # kinds of draws
+_WINDOW = 8  # shards whose images are shuffled together
 _MAX_UNREADABLE = 100  # in a row: this is no damaged file, but a damaged folder
 
 
 def pack_images(images: list[dict[str, Any]]) -> DatasetFromList:
     """Serialise data-set dicts into one array, which forked workers share and never copy."""
     return DatasetFromList(images, copy=False)
+
+
+def load_train_images(names: Sequence[str], folder: str) -> Sequence[dict[str, Any]]:
+    """The images that DATASETS.TRAIN names, packed: those of tar shards, or of everything else.
+
+    `folder`, OUTPUT_DIR, takes what cannot be kept beside the shards.
+    """
+    if any(is_shard_name(name) for name in names):
+        from .tar import TarImages  # a run on folders does not need it
+
+        return TarImages(names, folder)
+    return pack_images(load_images(names))
 
 
 def mix_seed(*numbers: int) -> int:
@@ -42,11 +56,9 @@ def map_seeded(mapper: Callable[[Any], Any], item: Any, seed: int) -> Any:
 def map_readable(
     mapper: Callable[[Any], Any], candidates: Iterable[dict[str, Any]], seed: int
 ) -> Any:
-    """The sample of the first candidate that can be read.
+    """The sample of the first candidate that can be read, made with this seed.
 
-    Returns:
-        what the mapper makes of it with this seed; if others could not be read, `bad_images` in it
-        is the list of their (path, reason).
+    If others could not be read, `bad_images` in it is the list of their (path, reason).
 
     Raises:
         RuntimeError: a hundred candidates in a row cannot be read.
@@ -61,11 +73,26 @@ def map_readable(
         if bad:
             sample["bad_images"] = list(bad)
         return sample
-    first = "\n".join(f"  {path!r}: {reason}" for path, reason in itertools.islice(bad, 5))
+    first = "\n".join(f"  {path!r}: {reason}" for path, reason in list(bad)[:5])
     raise RuntimeError(
         f"{_MAX_UNREADABLE} images of DATASETS.TRAIN that were tried in a row, {len(bad)} of them "
         f"different, cannot be read; the first are:\n{first}"
     )
+
+
+def shuffle_windows(sizes: Sequence[int], seed: int) -> torch.Tensor:
+    """A random order of the images of shards of these sizes, of shape (N,).
+
+    A slow disk reads mostly forward: the shards come in random order, a window of them at a time,
+    within which all images are shuffled. A folder counts as one shard, and is a plain permutation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shards = torch.arange(sum(sizes)).split(list(sizes))
+    order = []
+    for window in torch.randperm(len(sizes), generator=generator).split(_WINDOW):
+        images = torch.cat([shards[shard] for shard in window])
+        order.append(images[torch.randperm(len(images), generator=generator)])
+    return torch.cat(order)
 
 
 class StreamSampler(torch.utils.data.Sampler):
@@ -85,15 +112,10 @@ class StreamDataset(torch.utils.data.Dataset):
     def __init__(
         self, images: Sequence[dict[str, Any]], mapper: Callable[[Any], Any], seed: int
     ) -> None:
-        """
-        Args:
-            images: Detectron2 data-set dicts; see :func:`pack_images`.
-            mapper: makes a sample of one of them, with randomness from torch's generator only.
-            seed: the same on all processes.
-        """
         self.images = images
         self.mapper = mapper
         self.seed = seed
+        self.shard_sizes = getattr(images, "shard_sizes", [len(images)])  # a folder is one shard
         self._order: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
@@ -103,8 +125,8 @@ class StreamDataset(torch.utils.data.Dataset):
         """The index of the image at a stream position."""
         epoch, offset = divmod(position, len(self))
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, _ORDER, epoch))
-            self._order = (epoch, torch.randperm(len(self), generator=generator))
+            seed = mix_seed(self.seed, _ORDER, epoch)
+            self._order = (epoch, shuffle_windows(self.shard_sizes, seed))
         return int(self._order[1][offset])
 
     def candidates(self, position: int) -> Iterator[dict[str, Any]]:
@@ -119,10 +141,7 @@ class StreamDataset(torch.utils.data.Dataset):
 
 
 def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the views of N samples; `file_name` becomes a list.
-
-    `bad_images` is the list of all (path, reason) of the batch, not one entry an image.
-    """
+    """Stack the views of N samples; `bad_images` lists all (path, reason) of the batch."""
     batch: dict[str, Any] = {
         "file_name": [sample["file_name"] for sample in samples],
         "bad_images": [pair for sample in samples for pair in sample.get("bad_images", ())],
@@ -142,23 +161,30 @@ def build_pretrain_loader(
     seed: int,
     start_iter: int = 0,
     pin_memory: bool = False,
-) -> Any:
+    timeout: float = 0,
+    start_worker: Callable[[int], None] | None = None,
+) -> torch.utils.data.DataLoader:
     """An endless loader of this process's share of each batch.
 
     Args:
-        images: Detectron2 data-set dicts, packed by :func:`pack_images` if there are many.
-        mapper: a :class:`DetCoDatasetMapper`, or anything that returns a dict of tensors.
-        total_batch_size: images in a batch over all processes.
+        images: Detectron2 data-set dicts; see :func:`load_train_images`.
+        mapper: a :class:`DetCoDatasetMapper`, or anything that makes a dict of tensors of one of
+            them, with randomness from torch's generator only.
+        total_batch_size: images in a batch over all processes, which must divide it.
         num_workers: loader processes of this training process.
         seed: the same on all processes.
         start_iter: the iteration at which the stream starts.
         pin_memory: page-locked batches, for copies to a GPU.
+        timeout: seconds that a loader process may take for a batch; 0: any number.
+        start_worker: called in each loader process.
     """
-    return build_train_loader(
+    return torch.utils.data.DataLoader(
         StreamDataset(images, mapper, seed),
-        StreamSampler(start_iter * total_batch_size),
-        total_batch_size,
-        num_workers,
-        collate_views,
-        pin_memory,
+        batch_size=total_batch_size // comm.get_world_size(),
+        sampler=StreamSampler(start_iter * total_batch_size),
+        num_workers=num_workers,
+        collate_fn=collate_views,
+        pin_memory=pin_memory,
+        timeout=timeout if num_workers else 0,
+        worker_init_fn=start_worker,
     )

@@ -44,11 +44,6 @@ def render_scene(
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Draw one scene of objects that do not overlap.
 
-    Args:
-        rng: source of all randomness.
-        height, width: in pixels.
-        max_objects: at most so many objects, at least one.
-
     Returns:
         an RGB image of shape (H, W, 3), uint8, and COCO annotations without ids: `category_id`
         (1-based), `bbox` (x, y, w, h of the mask's pixels), `segmentation` (the polygon that was
@@ -94,13 +89,7 @@ def draw_scenes(
     size: tuple[int, int],
     max_objects: int = 10,
 ) -> list[list[dict[str, Any]]]:
-    """Draw one scene into each file, in folders that are created if missing.
-
-    Args:
-        files: .jpg or .png.
-        split, seed: the scenes are a function of the two and of the files' order.
-        size: height and width in pixels.
-        max_objects: as in :func:`render_scene`.
+    """Draw one scene into each .jpg or .png file, a function of split, seed and the files' order.
 
     Returns:
         each scene's annotations, as :func:`render_scene` gives them.
@@ -123,15 +112,7 @@ def write_coco_annotations(
     scenes: Sequence[Sequence[dict[str, Any]]],
     categories: Sequence[dict[str, Any]],
 ) -> None:
-    """Write an annotation file in COCO's format.
-
-    Args:
-        file: in a folder that is created if missing.
-        names: the images' file names.
-        size: height and width in pixels, of every image.
-        scenes: annotations of each image, without ids; they are numbered from 1, as the images.
-        categories: COCO's list of categories.
-    """
+    """Write an annotation file in COCO's format, with images and annotations numbered from 1."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i, (name, objects) in enumerate(zip(names, scenes)):
@@ -146,15 +127,7 @@ def write_coco_annotations(
 def write_scenes(
     root: str, split: str, num_images: int, seed: int, size: tuple[int, int] = (240, 320)
 ) -> None:
-    """Write `root/split/*.jpg` and `root/annotations/instances_split.json`.
-
-    Args:
-        root: created if missing.
-        split: name of the split.
-        num_images: how many scenes.
-        seed: the same seed and split give the same scenes; another split gives others.
-        size: height and width in pixels.
-    """
+    """Write `root/split/*.jpg` and `root/annotations/instances_split.json`."""
     names = [f"{i:06d}.jpg" for i in range(num_images)]
     scenes = draw_scenes([Path(root, split, name) for name in names], split, seed, size)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
-from torchvision.transforms import functional as TF
 
 from .photometric import Photometric
 
@@ -18,25 +17,17 @@ RATIO = (3 / 4, 4 / 3)  # width / height of a random crop
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How one kind of view is drawn.
+    """How one kind of view is drawn: a crop, and the photometric set of MoCo v2."""
 
-    Attributes:
-        size: side of the result in pixels.
-        scale: share of the image's area that the random crop covers.
-        flip_prob, color_jitter, color_jitter_prob, grayscale_prob, blur_prob, blur_sigma: the
-            photometric set of MoCo v2 (jitter as brightness, contrast, saturation, hue).
-        randaugment_ops, randaugment_magnitude: RandAugment before the colour jitter; 0 is none.
-    """
-
-    size: int
-    scale: tuple[float, float]
+    size: int  # side of the result in pixels
+    scale: tuple[float, float]  # share of the image's area that the random crop covers
     flip_prob: float
-    color_jitter: tuple[float, float, float, float]
+    color_jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
     color_jitter_prob: float
     grayscale_prob: float
     blur_prob: float
     blur_sigma: tuple[float, float]
-    randaugment_ops: int = 0
+    randaugment_ops: int = 0  # before the colour jitter; 0 is none
     randaugment_magnitude: int = 9
 
 
@@ -47,17 +38,11 @@ class PilGaussianBlur:
         self.sigma = sigma
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        sigma = torch.empty(()).uniform_(*self.sigma).item()
-        return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+        return image.filter(ImageFilter.GaussianBlur(torch.empty(()).uniform_(*self.sigma).item()))
 
 
 def build_view_transform(settings: ViewSettings) -> Callable[[Image.Image], Image.Image]:
-    """The plain chain of torchvision on Pillow images, which defines what a view is.
-
-    Returns:
-        a function from an RGB image to an RGB image of size x size pixels; all draws come from
-        torch's generator.
-    """
+    """The chain of torchvision on RGB Pillow images, which defines what a view is."""
     bilinear = T.InterpolationMode.BILINEAR
     steps: list[Callable] = [
         T.RandomResizedCrop(settings.size, settings.scale, RATIO, interpolation=bilinear),
@@ -85,17 +70,8 @@ class ViewDraw:
         self.jitter = T.ColorJitter(*settings.color_jitter)
         self.randaugment = T.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude)
 
-    def crop_exact(self, image: Image.Image) -> Image.Image:
-        """Crop, flip and RandAugment, to size x size pixels, as the plain chain does."""
-        box = T.RandomResizedCrop.get_params(image, list(self.settings.scale), list(RATIO))
-        size = [self.settings.size, self.settings.size]
-        view = TF.resized_crop(image, *box, size, T.InterpolationMode.BILINEAR)
-        if _happens(self.settings.flip_prob):
-            view = TF.hflip(view)
-        return self.randaugment(view) if self.settings.randaugment_ops else view
-
-    def crop_fast(self, pyramid: "Pyramid") -> np.ndarray:
-        """The same on a pyramid, of shape (size, size, 3)."""
+    def crop(self, pyramid: "Pyramid") -> np.ndarray:
+        """Crop, flip and RandAugment, of shape (size, size, 3)."""
         settings = self.settings
         box = T.RandomResizedCrop.get_params(pyramid.image, list(settings.scale), list(RATIO))
         view = pyramid.crop(box, settings.size)
@@ -106,7 +82,7 @@ class ViewDraw:
         return view
 
     def photometric(self) -> Photometric:
-        """The rest of the chain's draws, to be called after one of the crops."""
+        """The rest of the chain's draws, to be called after the crop."""
         settings, jitter = self.settings, ()
         if _happens(settings.color_jitter_prob):
             order, *factors = T.ColorJitter.get_params(
@@ -131,14 +107,9 @@ class Pyramid:
         self.levels = [np.asarray(image)]
 
     def crop(self, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-        """Resize a part of the image.
+        """Resize a box (top, left, height and width in pixels) to (size, size, 3).
 
-        Args:
-            box: top, left, height and width in pixels.
-            size: side of the result, in pixels.
-
-        Returns:
-            of shape (size, size, 3), sampled from the smallest level that has as many pixels.
+        It is sampled from the smallest level that has as many pixels.
         """
         level = max(0, int(math.log2(max(1.0, min(box[2:]) / size))))
         while len(self.levels) <= level:

@@ -1,6 +1,6 @@
 """Every check before the start, but for what OUTPUT_DIR holds: weights, images, batch, W&B.
 
-Shards and k-NN are imported where they are checked: fine-tuning needs neither.
+The stream and k-NN are imported where they are checked: fine-tuning needs neither.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
-from ..data.datasets import load_images, prepare_datasets
+from ..data.datasets import is_shard_name, prepare_datasets
 
 
 def check_weights(cfg: CfgNode) -> None:
@@ -25,12 +25,11 @@ def check_weights(cfg: CfgNode) -> None:
 def check_run(cfg: CfgNode, processes: int) -> None:
     """Refuse what would fail in every process, before any process starts.
 
-    The images of folders and data sets are counted for it; those of tar shards take too long.
+    The images are counted for it, and tar shards without an index get one.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch`,
-            :func:`load_knn_halves` and :func:`check_wandb`; or fewer tar shards than loader
-            processes.
+            :func:`load_train_images`, :func:`load_knn_halves` and :func:`check_wandb`.
     """
     if cfg.WANDB.PROJECT:
         check_wandb(cfg.WANDB.PROJECT)
@@ -38,20 +37,10 @@ def check_run(cfg: CfgNode, processes: int) -> None:
         from .knn import load_knn_halves
 
         load_knn_halves(cfg)
-    from ..data.tar import is_shard_name, list_shards
+    from ..data.stream import load_train_images
 
-    names, workers = cfg.DATASETS.TRAIN, max(1, cfg.DATALOADER.NUM_WORKERS)
-    check_images(names)
-    if any(is_shard_name(name) for name in names):
-        shards = len(list_shards(names))
-        if shards < processes * workers:
-            raise ValueError(
-                f"DATASETS.TRAIN has {shards} tar shards for {processes} processes x {workers} "
-                "DATALOADER.NUM_WORKERS, each of which needs its own; lower one of them, or write "
-                "more (smaller) shards."
-            )
-    else:
-        check_batch(cfg, len(load_images(names)), processes)
+    check_images(cfg.DATASETS.TRAIN)
+    check_batch(cfg, len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)), processes)
 
 
 def check_wandb(project: str) -> None:
@@ -71,12 +60,11 @@ def check_images(names: Sequence[str]) -> None:
     """Refuse a DATASETS.TRAIN that names what is not there, before any process starts.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`list_shards` and
-            :func:`prepare_datasets`.
+        ValueError, FileNotFoundError: see :func:`list_shards` and :func:`prepare_datasets`.
     """
-    from ..data.tar import is_shard_name, list_shards
-
     if any(is_shard_name(name) for name in names):
+        from ..data.tar import list_shards
+
         list_shards(names)
     else:
         prepare_datasets(names, [])

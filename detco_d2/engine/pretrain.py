@@ -12,10 +12,8 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
-from ..data.datasets import load_images
 from ..data.mapper import DetCoDatasetMapper
-from ..data.stream import build_pretrain_loader, mix_seed, pack_images
-from ..data.tar import build_shard_loader, find_shards, is_shard_name
+from ..data.stream import build_pretrain_loader, load_train_images, mix_seed
 from .guard import BadImages, NonFiniteSteps
 from .health import PERIOD, HealthHook
 from .hooks import CheckpointHook, StopHook
@@ -78,14 +76,8 @@ class PretrainTrainer(Trainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.images: Any
-        self.from_shards = any(is_shard_name(name) for name in cfg.DATASETS.TRAIN)
-        if self.from_shards:
-            self.images = find_shards(cfg.DATASETS.TRAIN)
-            num_images = sum(shard.num_images for shard in self.images)
-        else:
-            self.images = pack_images(load_images(cfg.DATASETS.TRAIN))
-            num_images = len(self.images)
+        self.images = load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
+        num_images = len(self.images)
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
         if cfg.MODEL.DEVICE == "cpu":
@@ -132,8 +124,7 @@ class PretrainTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Iterator[Any]:
         """A generator, so that the workers start at the first step, where a resume has set it."""
-        build = build_shard_loader if self.from_shards else build_pretrain_loader
-        loader = build(
+        loader = build_pretrain_loader(
             self.images,
             self.mapper,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -141,17 +132,9 @@ class PretrainTrainer(Trainer):
             seed=self.data_seed,
             start_iter=self.start_iter,
             pin_memory=cfg.MODEL.DEVICE != "cpu",
+            timeout=cfg.SOLVER.COLLECTIVE_TIMEOUT,
+            start_worker=lambda worker: self.stop.listen_in_worker(),
         )
-        if cfg.DATALOADER.NUM_WORKERS > 0:
-            loader.timeout = cfg.SOLVER.COLLECTIVE_TIMEOUT
-            reset_seed = loader.worker_init_fn
-
-            def start_worker(worker: int) -> None:
-                if reset_seed:
-                    reset_seed(worker)
-                self.stop.listen_in_worker()
-
-            loader.worker_init_fn = start_worker
         with torch.random.fork_rng(devices=[]):
             batches = iter(loader)  # draws a number, which a step would miss
         yield from batches
@@ -236,7 +219,9 @@ class PretrainTrainer(Trainer):
         self.data_seed = state["data_seed"]
         self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
-        changed = {name: (before[name], now[name]) for name in before if before[name] != now[name]}
+        changed = {
+            name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)
+        }
         if changed:
             logger.warning(
                 "The run goes on in another shape (before, now): %s. Its queues, encoders and "
@@ -247,12 +232,9 @@ class PretrainTrainer(Trainer):
 
     def _shape(self) -> dict[str, int]:
         """What the numbers of a run depend on besides its config's model and schedule."""
-        shape = {
+        return {
             "processes": comm.get_world_size(),
             "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH,
             "SOLVER.ACCUMULATION_STEPS": self.cfg.SOLVER.ACCUMULATION_STEPS,
             "images": self.bad_images.num_images,
         }
-        if self.from_shards:  # dealt to the workers
-            shape["DATALOADER.NUM_WORKERS"] = self.cfg.DATALOADER.NUM_WORKERS
-        return shape

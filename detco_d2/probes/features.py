@@ -1,11 +1,12 @@
 """Labelled images through a frozen backbone: one vector an image and stage."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 import torch
+from detectron2.utils import comm
 from torch.nn import functional as F
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +20,7 @@ Batch = tuple[list[int], torch.Tensor | None]
 
 
 def pool_map(feature_map: torch.Tensor, stage: str, pool: str) -> torch.Tensor:
-    """
-    Args:
-        feature_map: of shape (N, C, H, W).
-        stage: whose it is.
-        pool: "average" over the whole map, or "grid": over each of the stage's GRID x GRID cells.
-
-    Returns:
-        of shape (N, C) or (N, C * GRID * GRID).
-    """
+    """Average a map of shape (N, C, H, W) to (N, C), or with "grid" to (N, C * GRID * GRID)."""
     if pool == "average":
         return feature_map.mean(dim=(2, 3))
     return F.adaptive_avg_pool2d(feature_map, GRID[stage]).flatten(1)
@@ -50,10 +43,7 @@ def extract(
         backbone: a :class:`FrozenBackbone`.
         dataset: gives (number, uint8 image of shape (3, S, S), or None where it is unreadable).
         pools: any of POOLS.
-        batch_size: images at a time.
-        num_workers: loader processes.
-        timeout: seconds that one of them may take for a batch; 0: any number.
-        device: where the backbone is.
+        timeout: seconds that a loader process may take for a batch; 0: any number.
         start_worker: called in each loader process.
 
     Returns:
@@ -61,7 +51,6 @@ def extract(
 
     Raises:
         ValueError: no image can be read.
-        RuntimeError: a loader process died or hangs.
     """
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -74,19 +63,15 @@ def extract(
     )
     parts: dict[tuple[str, str], list[torch.Tensor]] = {}
     numbers: list[int] = []
-    total, started = len(loader), time.perf_counter()
-    said = started
-    for i, (found, images) in enumerate(loader):
-        if images is not None:
-            numbers += found
-            for stage, feature_map in backbone(images.to(device)).items():
-                for pool in pools:
-                    pooled = pool_map(feature_map.float(), stage, pool).cpu()
-                    parts.setdefault((pool, stage), []).append(pooled)
-        now = time.perf_counter()
-        if now - said > 10 and i + 1 < total:
-            said, left = now, (now - started) / (i + 1) * (total - i - 1)
-            logger.info("features: batch %d of %d, about %.0f s left", i + 1, total, left)
+    silent = not comm.is_main_process()
+    for found, images in tqdm(loader, "Features", mininterval=10, delay=10, disable=silent):
+        if images is None:
+            continue
+        numbers += found
+        for stage, feature_map in backbone(images.to(device)).items():
+            for pool in pools:
+                pooled = pool_map(feature_map.float(), stage, pool).cpu()
+                parts.setdefault((pool, stage), []).append(pooled)
     size = len(dataset)  # type: ignore[arg-type]
     if not numbers:
         raise ValueError(f"None of {size} images can be read.")

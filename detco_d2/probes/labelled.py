@@ -1,10 +1,8 @@
 """Labelled images for probes: folders of classes, or what the boxes of a detection data set hold.
 
-Three kinds of labels:
-
-- a folder of class folders: the whole image, its class;
-- "crops" of a detection data set: the inside of every box, its class;
-- "images" of a detection data set: the whole image, which classes it contains (the VOC07 SVM task).
+Of a folder of class folders: the whole image, its class. Of a detection data set, as "crops": the
+inside of every box, its class; as "images": the whole image, which classes it contains (the VOC07
+SVM task).
 """
 
 import logging
@@ -44,8 +42,7 @@ class Labelled:
     """Images, or parts of images, and their labels.
 
     Attributes:
-        items: dicts of `file_name`, `kind` ("folder" or one of KINDS), and `box` for a crop
-            (x0, y0, x1, y1 in pixels).
+        items: dicts of `file_name`, `kind` ("folder" or one of KINDS), and `box` (x0, y0, x1, y1).
         labels: class numbers of shape (N,); or, of shape (N, C), 1 where an image has a class, 0
             where it has not, -1 where that cannot be told.
         classes: their names.
@@ -69,12 +66,13 @@ class LabelledImages(torch.utils.data.Dataset):
             labelled: what to read.
             size: S in pixels. A folder's image is resized to 256/224 of it and cut to its centre;
                 the others are resized whole.
-            view: None, or which of the random crops (0.2 to 1 of the area, flipped half the time)
-                to take instead.
+            view: None, or the number of the random crop to take instead.
         """
         self.items = pack_images(list(labelled.items))
         self.size = size
         self.view = view
+        random_crop = T.RandomResizedCrop(size, (0.2, 1.0), RATIO)
+        self.random_view = T.Compose([random_crop, T.RandomHorizontalFlip()])
         self._decoded: tuple[str, Image.Image | None] = ("", None)  # its boxes come one by one
 
     def __len__(self) -> int:
@@ -90,17 +88,13 @@ class LabelledImages(torch.utils.data.Dataset):
         if "box" in item:
             image = image.crop(_square(item["box"], image.size))
         if self.view is not None:
-            image = map_seeded(self._random_view, image, mix_seed(self.view, _VIEW, index))
+            image = map_seeded(self.random_view, image, mix_seed(self.view, _VIEW, index))
         elif item["kind"] == "folder":
             image = TF.resize(image, round(self.size * 256 / 224))
             image = TF.center_crop(image, [self.size, self.size])
         else:
             image = TF.resize(image, [self.size, self.size])
         return index, torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
-
-    def _random_view(self, image: Image.Image) -> Image.Image:
-        crop = T.RandomResizedCrop(self.size, (0.2, 1.0), RATIO)
-        return T.RandomHorizontalFlip()(crop(image))
 
 
 def _decode(path: str) -> Image.Image | None:
@@ -136,8 +130,8 @@ def load_halves(
     Args:
         data: a folder of class folders, or of such folders in `train` and `val` (or `test`); a
             folder in VOC's layout; or a detection data set that :func:`register_by_name` knows.
-        test: the same, for the test half; by default the one that `data` brings, or else a quarter
-            of its images drawn from the seed, so that the crops of an image stay together.
+        test: the same; by default the half that `data` brings, or else a quarter of its images
+            drawn from the seed, so that the crops of an image stay together.
         kind: "crops" or "images", of a detection data set.
         max_images: most items of each half, drawn from the seed; 0: all.
         min_box: boxes with a shorter side than this many pixels are left out of crops.
@@ -149,9 +143,9 @@ def load_halves(
         FileNotFoundError: no such folder or file, or no image in it.
     """
     first, second = _find_halves(data)
-    train = read_labelled(first, kind, min_box, key)
+    train = _read_half(first, kind, min_box, key)
     if test or second:
-        tested = read_labelled(test or second, kind, min_box, key)
+        tested = _read_half(test or second, kind, min_box, key)
         tested = _with_classes(tested, train.classes, f"{test or second!r}", f"{first!r}")
     else:
         train, tested = _split_by_image(train, seed)
@@ -160,12 +154,12 @@ def load_halves(
             half.take(seeded_subset(range(len(half.items)), max_images, seed))
             for half in (train, tested)
         )
-    present = class_counts(train.labels, len(train.classes))
-    if (present > 0).sum() < 2 or not len(tested.items):
+    present = (class_counts(train.labels, len(train.classes)) > 0).sum()
+    if present < 2 or not len(tested.items):
         raise ValueError(
-            f"{key} {data!r} has {(present > 0).sum()} classes in {len(train.items)} training "
-            f"items, and {len(tested.items)} test items; a probe needs two classes, and something "
-            "to be tested on."
+            f"{key} {data!r} has {present} classes in {len(train.items)} training items, and "
+            f"{len(tested.items)} test items; a probe needs two classes, and something to be "
+            "tested on."
         )
     return train, tested
 
@@ -182,17 +176,15 @@ def _find_halves(data: str) -> tuple[str, str]:
     root = Path(data)
     lists = root / "ImageSets" / "Main"
     if lists.is_dir():
-        has_test = (lists / "test.txt").is_file()
-        names = [f"voc_{split}_1_seed0@{root.absolute()}" for split in ("trainval", "test")]
-        return names[0], names[1] if has_test else ""
-    if (root / "train").is_dir():
-        for other in ("val", "test"):
-            if (root / other).is_dir():
-                return str(root / "train"), str(root / other)
+        train, test = (f"voc_{split}_1_seed0@{root.absolute()}" for split in ("trainval", "test"))
+        return train, test if (lists / "test.txt").is_file() else ""
+    for other in ("val", "test"):
+        if (root / "train").is_dir() and (root / other).is_dir():
+            return str(root / "train"), str(root / other)
     return data, ""
 
 
-def read_labelled(name: str, kind: str, min_box: int, key: str) -> Labelled:
+def _read_half(name: str, kind: str, min_box: int, key: str) -> Labelled:
     """All that has a label in one half; see :func:`load_halves`."""
     if os.path.isdir(name):
         return _read_folder(name, key)
@@ -203,22 +195,14 @@ def read_labelled(name: str, kind: str, min_box: int, key: str) -> Labelled:
         if metadata.get("image_root"):
             return _read_folder(metadata.image_root, key)  # ImageNet
         raise ValueError(f"{key} {name!r} has no labels: neither class folders nor boxes.")
-    classes = list(metadata.thing_classes)
-    for image in images:
-        _mark_unsure(image, metadata)
     if kind == "images":
-        return Labelled(*_contained_classes(images, len(classes)), classes)
-    items, labels, dropped = _crops(images, min_box)
-    logger.info(
-        "%s: %d boxes of %d images; left out: %d of crowds or difficult, %d with a side below %d "
-        "pixels",
-        *(name, len(items), len(images), dropped["unsure"], dropped["small"], min_box),
-    )
-    if not items:
+        return _read_contained(images, metadata)
+    found = _read_crops(images, metadata, min_box, name)
+    if not found.items:
         raise ValueError(
             f"{key} {name!r} has no box of {min_box} pixels or more in {len(images)} images."
         )
-    return Labelled(items, np.array(labels), classes)
+    return found
 
 
 def _read_folder(folder: str, key: str) -> Labelled:
@@ -238,45 +222,44 @@ def _read_folder(folder: str, key: str) -> Labelled:
     return Labelled(items, np.array([number[names[0]] for names in parts]), classes)
 
 
-def _mark_unsure(image: dict[str, Any], metadata: Metadata) -> None:
-    """Set `unsure` of each box: a crowd, or "difficult" in VOC, which Detectron2 does not keep."""
+def _boxes(image: dict[str, Any], metadata: Metadata) -> list[tuple[dict[str, Any], bool]]:
+    """The boxes of an image, and whether each is unsure: a crowd, or "difficult" in VOC."""
     boxes = image.get("annotations", [])
-    for box in boxes:
-        box["unsure"] = bool(box.get("iscrowd", 0))
-    if metadata.get("dirname"):
+    unsure = [bool(box.get("iscrowd", 0)) for box in boxes]
+    if metadata.get("dirname"):  # Detectron2 does not keep what VOC says
         file = Path(metadata.dirname, "Annotations", f"{image['image_id']}.xml")
-        for box, element in zip(boxes, ElementTree.parse(file).iterfind("object")):
-            box["unsure"] = element.findtext("difficult") == "1"
+        objects = ElementTree.parse(file).iterfind("object")
+        unsure = [element.findtext("difficult") == "1" for element in objects]
+    return list(zip(boxes, unsure))
 
 
-def _crops(
-    images: Sequence[dict[str, Any]], min_box: int
-) -> tuple[list[dict[str, Any]], list[int], Counter]:
+def _read_crops(images: list[Any], metadata: Metadata, min_box: int, name: str) -> Labelled:
     items: list[dict[str, Any]] = []
     labels: list[int] = []
     dropped: Counter = Counter()
     for image in images:
-        for found in image.get("annotations", []):
+        for found, unsure in _boxes(image, metadata):
             box = BoxMode.convert(list(found["bbox"]), found["bbox_mode"], BoxMode.XYXY_ABS)
-            if found["unsure"]:
-                dropped["unsure"] += 1
-            elif min(box[2] - box[0], box[3] - box[1]) < min_box:
-                dropped["small"] += 1
-            else:
-                items.append({"file_name": image["file_name"], "kind": "crops", "box": box})
-                labels.append(found["category_id"])
-    return items, labels, dropped
+            if unsure or min(box[2] - box[0], box[3] - box[1]) < min_box:
+                dropped["unsure" if unsure else "small"] += 1
+                continue
+            items.append({"file_name": image["file_name"], "kind": "crops", "box": box})
+            labels.append(found["category_id"])
+    logger.info(
+        f"{name}: {len(items)} boxes of {len(images)} images; left out: {dropped['unsure']} of "
+        f"crowds or difficult, {dropped['small']} with a side below {min_box} pixels"
+    )
+    return Labelled(items, np.array(labels), list(metadata.thing_classes))
 
 
-def _contained_classes(
-    images: Sequence[dict[str, Any]], num_classes: int
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    labels = np.zeros((len(images), num_classes), np.int64)
+def _read_contained(images: list[Any], metadata: Metadata) -> Labelled:
+    classes = list(metadata.thing_classes)
+    labels = np.zeros((len(images), len(classes)), np.int64)
     for row, image in zip(labels, images):
-        boxes = sorted(image.get("annotations", []), key=lambda box: not box["unsure"])
-        for box in boxes:  # those that are sure come last
-            row[box["category_id"]] = -1 if box["unsure"] else 1
-    return [{"file_name": image["file_name"], "kind": "images"} for image in images], labels
+        for box, unsure in sorted(_boxes(image, metadata), key=lambda pair: not pair[1]):
+            row[box["category_id"]] = -1 if unsure else 1  # those that are sure come last
+    items = [{"file_name": image["file_name"], "kind": "images"} for image in images]
+    return Labelled(items, labels, classes)
 
 
 def _with_classes(labelled: Labelled, classes: list[str], name: str, other: str) -> Labelled:
@@ -297,9 +280,8 @@ def _with_classes(labelled: Labelled, classes: list[str], name: str, other: str)
 def _split_by_image(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
     files = sorted({item["file_name"] for item in labelled.items})
     tested = set(seeded_subset(files, round(_TEST_SHARE * len(files)), seed))
-    is_test = [item["file_name"] in tested for item in labelled.items]
-    train, test = (
-        labelled.take([i for i, flag in enumerate(is_test) if flag == wanted])
-        for wanted in (False, True)
+    is_test = np.array([item["file_name"] in tested for item in labelled.items])
+    return (
+        labelled.take(np.flatnonzero(~is_test).tolist()),
+        labelled.take(np.flatnonzero(is_test).tolist()),
     )
-    return train, test

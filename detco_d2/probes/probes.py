@@ -3,22 +3,18 @@
 # Shape shorthand in this module:
 #   N: training items, M: test items, D: dimensions, C: classes, V: views of each training item
 
-import logging
-import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 # The costs among which each SVM's is chosen (the code of Goyal et al. 2019).
 COSTS = tuple(10.0**power for power in range(-7, 3))
 _FOLDS = 3
 _SIMILARITIES = 2**26  # at a time
-
-logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -31,18 +27,14 @@ def knn(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Weighted nearest neighbours by cosine similarity (Wu et al. 2018, section 3.4).
+    """Top-1 accuracy in percent of weighted nearest neighbours (Wu et al. 2018, section 3.4).
 
-    Each of the k nearest training items votes for its class with exp(similarity / temperature).
+    Each of the k training items of the highest cosine similarity (all, where there are fewer)
+    votes for its class with exp(similarity / temperature).
 
     Args:
         train_x, train_y: features of shape (N, D) and class numbers of shape (N,).
         test_x, test_y: of shape (M, D) and (M,).
-        k: neighbours; all, where there are fewer.
-        temperature: of the votes.
-
-    Returns:
-        top-1 accuracy in percent.
     """
     train_x, test_x = F.normalize(train_x.float()), F.normalize(test_x.float())
     classes = int(train_y.max()) + 1
@@ -61,23 +53,17 @@ def linear(
     test_x: torch.Tensor,
     test_y: torch.Tensor,
     *,
-    epochs: int = 100,
-    learning_rate: float = 30.0,
-    batch_size: int = 256,
     seed: int = 0,
 ) -> dict[str, float]:
     """A linear classifier by MoCo's protocol (He et al. 2020, section 4.1).
 
     SGD with momentum 0.9 and no weight decay; the rate drops to a tenth at 60 % and 80 % of the
-    epochs, and follows the batch where there are fewer items than one.
+    epochs, and follows the batch where there are fewer items than one of 256.
 
     Args:
         train_x: of shape (V, N, D); epoch e sees view e mod V of every item.
         train_y: class numbers of shape (N,).
         test_x, test_y: of shape (M, D) and (M,).
-        epochs: passes over the N items.
-        learning_rate: for a batch of 256.
-        batch_size: items of a step.
         seed: of the initial weights and of the order.
 
     Returns:
@@ -88,11 +74,10 @@ def linear(
     generator = torch.Generator().manual_seed(seed)
     weight = (0.01 * torch.randn(classes, width, generator=generator)).requires_grad_()
     bias = torch.zeros(classes, requires_grad=True)
-    batch_size = min(batch_size, count)
-    optimizer = torch.optim.SGD([weight, bias], learning_rate * batch_size / 256, momentum=0.9)
-    drops = [round(0.6 * epochs), round(0.8 * epochs)]
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
-    for epoch in range(epochs):
+    batch_size = min(256, count)
+    optimizer = torch.optim.SGD([weight, bias], 30.0 * batch_size / 256, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 80])
+    for epoch in range(100):
         x_ND = train_x[epoch % views]
         for rows in torch.randperm(count, generator=generator).split(batch_size):
             loss = F.cross_entropy(F.linear(x_ND[rows], weight, bias), train_y[rows])
@@ -130,9 +115,8 @@ def svm(
         num_workers: classes at a time.
 
     Returns:
-        "mAP", the mean over the classes of the average precision (the area under the curve of
-        precision over recall), in percent; with one class an item also "top-1": of the SVMs at the
-        one cost that is best for all classes.
+        "mAP", the mean average precision in percent; with one class an item also "top-1": of the
+        SVMs at the one cost that is best for all classes.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -146,44 +130,38 @@ def svm(
     if len(x_ND) < x_ND.shape[1]:  # all solutions lie in the span of the training items
         basis = np.linalg.qr(x_ND.T)[0]
         x_ND, x_MD = x_ND @ basis, x_MD @ basis
-    y_NC, y_MC = _one_hot(train_y, test_y)
-    kept = [c for c in range(y_NC.shape[1]) if _has_both(y_NC[:, c]) and _has_both(y_MC[:, c])]
+    y_NC, y_MC, kept = _classes(train_y, test_y)
     if not kept:
         raise ValueError("No class has positive and negative items in both halves; an SVM needs.")
-    scores_of = _with_progress(lambda c: _validate(x_ND, y_NC[:, c] == 1), kept, num_workers)
-    table = np.array(scores_of)  # of shape (C, costs)
 
     def decide(column: int, cost: float) -> np.ndarray:
         return _classifier(cost).fit(x_ND, y_NC[:, column] == 1).decision_function(x_MD)
 
-    def precision(job: tuple[int, np.ndarray]) -> float:
-        column, scores = job
-        known = y_MC[:, column] >= 0
-        decision = decide(column, _best(scores))[known]
-        return average_precision_score(y_MC[known, column], decision)
-
-    with ThreadPoolExecutor(num_workers) as pool:
-        result = {"mAP": 100 * float(np.mean(list(pool.map(precision, zip(kept, table)))))}
+    with ThreadPoolExecutor(num_workers) as pool:  # liblinear lets other threads run
+        scores = pool.map(lambda column: _validate(x_ND, y_NC[:, column] == 1), kept)
+        table = np.array(list(tqdm(scores, "SVMs", len(kept), mininterval=10, delay=10)))
+        decisions = pool.map(decide, kept, [_best(row) for row in table])
+        precisions = [
+            average_precision_score(y_M[y_M >= 0], decision[y_M >= 0])
+            for y_M, decision in zip(y_MC.T[kept], decisions)
+        ]
+        result = {"mAP": 100 * float(np.mean(precisions))}
         if train_y.ndim == 1:
             common = _best(table.mean(axis=0))
-            decisions = list(pool.map(lambda column: decide(column, common), kept))
-            guess = np.array(kept)[np.argmax(decisions, axis=0)]
+            decided = list(pool.map(lambda column: decide(column, common), kept))
+            guess = np.array(kept)[np.argmax(decided, axis=0)]
             result["top-1"] = 100 * float((guess == test_y.numpy()).mean())
     return result
 
 
 def chance(train_y: torch.Tensor, test_y: torch.Tensor) -> dict[str, float]:
-    """What features without the class give, in percent, by metric.
-
-    Args:
-        train_y, test_y: as of :func:`svm`.
+    """What features without the class give, in percent, by metric; labels as of :func:`svm`.
 
     Returns:
         "mAP", the mean share of positives; with one class an item also "top-1" and "top-5" of
         always answering with the most frequent classes of the training half.
     """
-    y_NC, y_MC = _one_hot(train_y, test_y)
-    kept = [c for c in range(y_NC.shape[1]) if _has_both(y_NC[:, c]) and _has_both(y_MC[:, c])]
+    y_NC, y_MC, kept = _classes(train_y, test_y)
     shares = [float((y_MC[y_MC[:, c] >= 0, c] == 1).mean()) for c in kept]
     result = {"mAP": 100 * float(np.mean(shares))} if shares else {}
     if train_y.ndim == 1:
@@ -193,15 +171,16 @@ def chance(train_y: torch.Tensor, test_y: torch.Tensor) -> dict[str, float]:
     return result
 
 
-def _one_hot(train_y: torch.Tensor, test_y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _classes(
+    train_y: torch.Tensor, test_y: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Labels of shape (N, C) and (M, C), and the classes with both answers in both halves."""
     if train_y.ndim == 1:
         classes = int(max(train_y.max(), test_y.max())) + 1
         train_y, test_y = F.one_hot(train_y, classes), F.one_hot(test_y, classes)
-    return train_y.numpy(), test_y.numpy()
-
-
-def _has_both(labels: np.ndarray) -> bool:
-    return bool((labels == 1).any() and (labels == 0).any())
+    y_NC, y_MC = train_y.numpy(), test_y.numpy()
+    both = [(y == 1).any(axis=0) & (y == 0).any(axis=0) for y in (y_NC, y_MC)]
+    return y_NC, y_MC, np.flatnonzero(both[0] & both[1]).tolist()
 
 
 def _best(scores: np.ndarray) -> float:
@@ -223,29 +202,6 @@ def _validate(features: np.ndarray, positive: np.ndarray) -> np.ndarray:
     if folds < 2:
         return np.zeros(len(COSTS))
     cv = StratifiedKFold(folds, shuffle=True, random_state=0)  # a folder's images come by class
-    return np.array(
-        [
-            cross_val_score(
-                _classifier(cost), features, positive, cv=cv, scoring="average_precision"
-            ).mean()
-            for cost in COSTS
-        ]
-    )
-
-
-def _with_progress(
-    function: Callable[[int], np.ndarray], items: Sequence[int], num_workers: int
-) -> list[np.ndarray]:
-    """The function's results in order, in threads (liblinear lets others run)."""
-    started = said = time.perf_counter()
-    results = []
-    with ThreadPoolExecutor(num_workers) as pool:
-        for result in pool.map(function, items):
-            results.append(result)
-            now = time.perf_counter()
-            if now - said > 10:
-                said, left = now, (now - started) / len(results) * (len(items) - len(results))
-                logger.info(
-                    "SVM: class %d of %d, about %.0f s left", len(results), len(items), left
-                )
-    return results
+    measure = {"cv": cv, "scoring": "average_precision"}
+    scores = [cross_val_score(_classifier(c), features, positive, **measure) for c in COSTS]
+    return np.mean(scores, axis=1)

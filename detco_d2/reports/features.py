@@ -19,7 +19,7 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
 from ..data.decode import MAX_PIXELS, MIN_SIDE, UnreadableImage, decode_image
-from ..data.photometric import apply_exact
+from ..data.photometric import apply_fast
 from ..data.views import RATIO, ViewDraw, ViewSettings
 
 Box = tuple[float, float, float, float]
@@ -208,7 +208,7 @@ def draw_views(picture: np.ndarray, seed: int) -> tuple[View, View]:
             crop = TF.resized_crop(image, *box, [size, size])
             flipped = torch.rand(1).item() < settings.flip_prob
             crop = TF.hflip(crop) if flipped else crop
-            coloured = apply_exact(crop, ViewDraw(settings).photometric())
+            coloured = apply_fast(np.asarray(crop), ViewDraw(settings).photometric())
             place = (left / size, top / size, (left + width) / size, (top + height) / size)
             views.append(View(coloured, place, flipped))
     return views[0], views[1]

@@ -75,25 +75,17 @@ def test_subsets_follow_from_the_seed_alone():
     assert seeded_subset(items, 500, 0) == items
 
 
-def test_a_coco_subset_keeps_its_images_annotations(tmp_path, scenes):
+def test_a_coco_subset_keeps_its_images_annotations_and_reads_its_newest_file(tmp_path, scenes):
     name = register_scenes(scenes, "train")
-    DatasetCatalog.get(name)
-    subset = register_coco_subset(name, 5, 0, str(tmp_path))
     whole = {d["file_name"]: d["annotations"] for d in DatasetCatalog.get(name)}
-    kept = DatasetCatalog.get(subset)
-    assert len(kept) == 5
-    assert all(len(d["annotations"]) == len(whole[d["file_name"]]) for d in kept)
-
-
-def test_a_coco_subset_registered_again_reads_its_new_file(tmp_path, scenes):
-    name = register_scenes(scenes, "train")
-    DatasetCatalog.get(name)
-    first = register_coco_subset(name, 4, 7, str(tmp_path / "first"))
-    images = DatasetCatalog.get(first)
-    shutil.rmtree(tmp_path / "first")
-    assert register_coco_subset(name, 4, 7, str(tmp_path / "second")) == first
-    assert DatasetCatalog.get(first) == images
-    assert MetadataCatalog.get(first).json_file == str(tmp_path / "second" / f"{first}.json")
+    found = []
+    for folder in ("first", "second"):
+        subset = register_coco_subset(name, 5, 7, str(tmp_path / folder))
+        found.append(DatasetCatalog.get(subset))
+        assert MetadataCatalog.get(subset).json_file == f"{tmp_path}/{folder}/{subset}.json"
+        shutil.rmtree(tmp_path / folder)
+    assert found[0] == found[1] and len(found[0]) == 5
+    assert all(len(d["annotations"]) == len(whole[d["file_name"]]) for d in found[0])
 
 
 def test_a_voc_folder_brings_its_own_classes(tmp_path):

@@ -12,6 +12,7 @@ from detco_d2.data.stream import (
     StreamSampler,
     build_pretrain_loader,
     pack_images,
+    shuffle_windows,
 )
 
 IMAGES = [{"file_name": f"{i}.jpg"} for i in range(10)]
@@ -73,6 +74,12 @@ def test_the_process_random_state_is_left_alone():
     torch.manual_seed(0)
     StreamDataset(IMAGES, draw, seed=5)[12]
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_one_shard_is_shuffled_like_a_folder_and_none_is_lost_of_several():
+    plain = torch.randperm(50, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(shuffle_windows([50], 3), plain)
+    assert sorted(shuffle_windows([4, 1, 7] * 9, 3).tolist()) == list(range(108))
 
 
 def private_memory(dataset_dict):

@@ -184,23 +184,20 @@ def write_shards(folder, images, shards):
     return len(files)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_pretraining_reads_tar_shards_and_resumes_exactly(scenes, tmp_path, workers):
-    pytest.importorskip("webdataset")
+def test_pretraining_reads_tar_shards_and_resumes_exactly_with_other_workers(scenes, tmp_path):
     images = next(path for path in Path(scenes, "train").rglob("*.*g")).parent
     count = write_shards(tmp_path, images, 4)
-    settings = ["DATALOADER.NUM_WORKERS", workers]
 
     def make(name, iterations):
         shards = ("DATASETS.TRAIN", (f"{tmp_path}/part-{{000..003}}.tar",))
-        return make_trainer(scenes, tmp_path / name, iterations, *settings, *shards)
+        workers = ("DATALOADER.NUM_WORKERS", 0 if name == "straight" else 2)
+        return make_trainer(scenes, tmp_path / name, iterations, *workers, *shards)
 
     straight, _ = straight_and_resumed(make, 5, stop=3)
-    assert sum(shard.num_images for shard in straight.images) == count
+    assert len(straight.images) == count
 
 
 def test_shards_and_folders_together_are_refused_before_any_process_starts(tmp_path):
-    pytest.importorskip("webdataset")
     with pytest.raises(ValueError, match="on shards alone or on data sets"):
         check_images((str(tmp_path / "a.tar"), str(tmp_path)))
     with pytest.raises(FileNotFoundError, match="1 of 1 tar shards"):

@@ -47,9 +47,8 @@ def test_three_broken_images_of_twenty_are_skipped_counted_and_listed(folder, tm
     trainer = make(folder, tmp_path / "out", 10)
     trainer.train()
     found = listed(tmp_path / "out")
-    assert sorted(Path(entry["file_name"]).name for entry in found) == [
-        *("cut.jpg", "empty.jpg", "page.jpg")
-    ]
+    names = sorted(Path(entry["file_name"]).name for entry in found)
+    assert names == ["cut.jpg", "empty.jpg", "page.jpg"]
     assert all(entry["reason"] for entry in found)
     assert trainer.storage.history("data/bad_images").latest() == 3
     assert caplog.text.count("is skipped") == 3  # each is said once, in two epochs

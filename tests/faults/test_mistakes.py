@@ -130,7 +130,7 @@ IMPOSSIBLE = [
     ("INPUT.DETCO.FLIP_PROB", 2.0, "between 0 and 1"),
     ("INPUT.DETCO.RANDAUGMENT_OPS", -1, "at least 0"),
     ("INPUT.DETCO.RANDAUGMENT_MAGNITUDE", 31, "between 0 and 30"),
-    ("INPUT.DETCO.AUGMENTATION", "slow", '"pil", "exact", "fast" or "device"'),
+    ("INPUT.DETCO.AUGMENTATION", "slow", '"pil", "fast" or "device"'),
     ("INPUT.DETCO.MIN_SIDE", 0, "at least 1"),
     ("INPUT.DETCO.MAX_PIXELS", 0, "at least 1"),
     ("DATALOADER.NUM_WORKERS", -1, "at least 0"),

@@ -196,5 +196,5 @@ def test_an_unknown_stage_to_checkpoint_is_refused_with_those_there_are():
 
 def test_the_defaults_are_full_precision_and_whole_batches():
     cfg = load_config("detco.yaml")
-    assert not cfg.SOLVER.AMP.ENABLED
+    assert not cfg.SOLVER.AMP.ENABLED and cfg.INPUT.DETCO.AUGMENTATION == "fast"
     assert cfg.SOLVER.ACCUMULATION_STEPS == 1 and cfg.SOLVER.LR_REFERENCE_BATCH == 0
