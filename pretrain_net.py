@@ -11,17 +11,16 @@ import sys
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
-from detco_d2.engine.launch import launch, num_processes
-from detco_d2.engine.machine import adapt_to_machine
-from detco_d2.engine.preflight import check_output_dir, check_run, check_weights
+from detco_d2.engine.launch import ends_with_one_line, launch, num_processes, parse_arguments
+from detco_d2.engine.output_dir import check_output_dir
+from detco_d2.engine.preflight import check_run, check_weights
 from detco_d2.engine.pretrain import PretrainTrainer
-from detco_d2.engine.record import note_start
+from detco_d2.engine.record import set_up
 
 
 def read_config(args: argparse.Namespace) -> CfgNode:
@@ -30,19 +29,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    cfg = read_config(args)
-    rank = comm.get_rank()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detco_d2", abbrev_name="detco")
-    adapt_to_machine(cfg, args.num_gpus)
-    cfg.freeze()
-    default_setup(cfg, args)
-    note_start(cfg)
-    return cfg
-
-
 def main(args: argparse.Namespace) -> Any:
-    trainer = PretrainTrainer(setup(args))
+    trainer = PretrainTrainer(set_up(read_config(args), args))
     trainer.resume_or_load(resume=comm.all_gather(args.resume)[0])
     return trainer.train()
 
@@ -50,23 +38,19 @@ def main(args: argparse.Namespace) -> Any:
 def run() -> None:
     parser = default_argument_parser()
     parser.add_argument("--overwrite", action="store_true", help="remove a run in OUTPUT_DIR first")
-    arguments = parser.parse_args()
-    if not os.path.isfile(arguments.config_file):
-        sys.exit(f"--config-file {arguments.config_file!r} is no file; try configs/detco.yaml")
-    if arguments.eval_only:
+    args = parse_arguments(parser)
+    if args.eval_only:
         sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
-    try:
-        config = read_config(arguments)
-        check_weights(config)
-        processes = num_processes(arguments)
+    with ends_with_one_line("pretrain_net"):
+        cfg = read_config(args)
+        check_weights(cfg)
+        processes = num_processes(args)
         # under torchrun once on a machine, and once in all; what rank 0 finds here, main() shares
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            check_run(config, processes)
+            check_run(cfg, processes)
         if os.environ.get("RANK", "0") == "0":
-            arguments.resume = check_output_dir(config, arguments.resume, arguments.overwrite)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"pretrain_net: {error}")
-    launch(main, arguments, config.SOLVER.COLLECTIVE_TIMEOUT)
+            args.resume = check_output_dir(cfg, args.resume, args.overwrite)
+    launch(main, args, cfg.SOLVER.COLLECTIVE_TIMEOUT)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 _REMEDY = (
     "Run `make demo` or `python tools/setup_env.py`, which install a tested combination, or see "
@@ -114,6 +115,14 @@ def current_event_storage() -> EventStorage | None:
         return get_event_storage()
     except AssertionError:
         return None
+
+
+def pictures_of(storage: EventStorage) -> list[tuple[str, Any, int]]:
+    """(name, pixels of shape (3, H, W), iteration) of each picture that waits for the writers.
+
+    Detectron2 has no public way to read them; its own TensorBoard writer reads this attribute.
+    """
+    return storage._vis_data
 
 
 def has_compiled_coco_evaluator() -> bool:

@@ -7,6 +7,15 @@ from detectron2.config import CfgNode, get_cfg
 
 from .config_files import merge_file, merge_pairs
 
+# Switches of earlier versions, whose fast side is now the only one: read and ignored.
+_REMOVED_KEYS = (
+    "MODEL.DETCO.CHANNELS_LAST",
+    "MODEL.DETCO.FUSED_LOSS",
+    "MODEL.DETCO.FUSED_EMA",
+    "SOLVER.FUSED_SGD",
+    "SOLVER.KEEP_FREED_MEMORY",
+)
+
 
 def add_detco_config(cfg: CfgNode) -> None:
     """Add the keys of detco_d2 to a Detectron2 config, at their default (the paper's) values."""
@@ -19,8 +28,9 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.MODEL.DETCO.FAMILIES = ["gg", "ll", "gl"]
     # Dimension of the embeddings.
     cfg.MODEL.DETCO.EMBED_DIM = 128
-    # Hidden widths of the MLP heads, one a stage; empty: the stage's number of channels C_i.
+    # Hidden widths of the global heads, one a stage; empty: the stage's number of channels C_i.
     cfg.MODEL.DETCO.GLOBAL_HIDDEN_DIMS = []
+    # The same of the local heads.
     cfg.MODEL.DETCO.LOCAL_HIDDEN_DIMS = []
     # Norm after each head's hidden layer. "": none, the paper and MoCo v2. "BN": for short runs
     # and small data, where deep local heads without it collapse (docs/short_runs.md).
@@ -33,34 +43,36 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.MODEL.DETCO.TEMPERATURE = 0.2
     # Shuffle the key images over the processes, so that BN statistics do not leak (MoCo, 3.3).
     cfg.MODEL.DETCO.SHUFFLE_BN = True
-    # Speed, with the same numbers up to rounding; off for comparisons. The backbone's memory
-    # format, the losses in one pass over each queue, the moving average in one call.
-    cfg.MODEL.DETCO.CHANNELS_LAST = True
-    cfg.MODEL.DETCO.FUSED_LOSS = True
-    cfg.MODEL.DETCO.FUSED_EMA = True
     # Parts of the backbone (stem, res2, ...) that drop their activations and compute them again
     # in the backward pass: less memory, more time, the same numbers.
     cfg.MODEL.DETCO.CHECKPOINT_STAGES = []
 
     cfg.INPUT.DETCO = CfgNode()
-    # Side of the global views in pixels, and the share of the image area that a crop covers.
+    # Side of the global views, in pixels.
     cfg.INPUT.DETCO.GLOBAL_SIZE = 224
+    # Share of the image's area that a global view covers, least and most.
     cfg.INPUT.DETCO.GLOBAL_SCALE = [0.2, 1.0]
-    # Side in pixels of the local crop before it is cut into 3x3 cells (a multiple of 3), the share
-    # of the image that it covers, and the side of the patch cropped from each cell.
+    # Side in pixels of the local crop before it is cut into 3x3 cells; a multiple of 3.
     cfg.INPUT.DETCO.LOCAL_SIZE = 255
+    # Share of the image's area that the local crop covers, least and most.
     cfg.INPUT.DETCO.LOCAL_SCALE = [0.6, 1.0]
+    # Side in pixels of the patch that is cropped from each cell.
     cfg.INPUT.DETCO.PATCH_SIZE = 64
-    # Photometric set of MoCo v2: brightness, contrast, saturation, hue; probabilities; the range
-    # of the Gaussian blur's sigma in pixels.
+    # Strengths of brightness, contrast, saturation and hue (MoCo v2).
     cfg.INPUT.DETCO.COLOR_JITTER = [0.4, 0.4, 0.4, 0.1]
+    # Probability of the colour jitter.
     cfg.INPUT.DETCO.COLOR_JITTER_PROB = 0.8
+    # Probability of a grey view.
     cfg.INPUT.DETCO.GRAYSCALE_PROB = 0.2
+    # Probability of the Gaussian blur.
     cfg.INPUT.DETCO.BLUR_PROB = 0.5
+    # Its sigma in pixels, least and most.
     cfg.INPUT.DETCO.BLUR_SIGMA = [0.1, 2.0]
+    # Probability of a mirrored view.
     cfg.INPUT.DETCO.FLIP_PROB = 0.5
-    # RandAugment on the global views ("DetCo-AA"): number of operations (0: off), magnitude.
+    # RandAugment on the global views ("DetCo-AA"): number of operations; 0 is off.
     cfg.INPUT.DETCO.RANDAUGMENT_OPS = 0
+    # Its magnitude, 0..30.
     cfg.INPUT.DETCO.RANDAUGMENT_MAGNITUDE = 9
 
     # How the views are made. "pil": on the CPU by torchvision and Pillow, which defines a view.
@@ -68,9 +80,10 @@ def add_detco_config(cfg: CfgNode) -> None:
     # antialiasing. "device": the same, but the colours, the blur and the jigsaw are left to the
     # training device, batched.
     cfg.INPUT.DETCO.AUGMENTATION = "fast"
-    # Images that are skipped as unreadable: a side of fewer pixels, or more pixels in all (Pillow's
-    # limit against decompression bombs; raise it for larger images that you trust).
+    # Images with a side of fewer pixels are skipped as unreadable.
     cfg.INPUT.DETCO.MIN_SIDE = 16
+    # So are images of more pixels (Pillow's limit against decompression bombs; raise it for larger
+    # images that you trust).
     cfg.INPUT.DETCO.MAX_PIXELS = 89478485
     # The share of the images that may be unreadable; beyond it pretraining stops.
     cfg.DATALOADER.MAX_BAD_FRACTION = 0.05
@@ -86,14 +99,10 @@ def add_detco_config(cfg: CfgNode) -> None:
     # In pretraining: the batch that BASE_LR is meant for; above 0 the rate is scaled by
     # IMS_PER_BATCH / this.
     cfg.SOLVER.LR_REFERENCE_BATCH = 0
-    # Torch's fused SGD in pretraining; the same numbers up to rounding.
-    cfg.SOLVER.FUSED_SGD = True
-    # In pretraining on the CPU: the process keeps the memory that a step frees, for the next one.
-    cfg.SOLVER.KEEP_FREED_MEMORY = True
 
-    # In pretraining: the newest checkpoints to keep, and the saves in a row that may fail (a full
-    # disk) before training stops.
+    # In pretraining: the newest checkpoints to keep.
     cfg.SOLVER.KEEP_CHECKPOINTS = 3
+    # In pretraining: saves in a row that may fail (a full disk) before training stops.
     cfg.SOLVER.MAX_FAILED_SAVES = 3
     # In pretraining: steps in a row with a loss, key or gradient that is no number, each of which
     # is undone, before training stops.
@@ -102,24 +111,30 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.SOLVER.COLLECTIVE_TIMEOUT = 600
 
     # In pretraining: top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
-    # (docs/probes.md). DATASET: a folder of class folders, or a detection data set whose boxes are
-    # cut out; "" is off. PERIOD: iterations between two evaluations, the first before training; the
-    # last iteration always has one; 0: that one alone.
+    # (docs/probes.md).
     cfg.TEST.KNN = CfgNode()
+    # A folder of class folders, or a detection data set whose boxes are cut out; "" is off.
     cfg.TEST.KNN.DATASET = ""
+    # Iterations between two evaluations, the first before training; the last iteration always has
+    # one. 0: that one alone.
     cfg.TEST.KNN.PERIOD = 0
-    # k, and at most so many labelled images in each half.
+    # k.
     cfg.TEST.KNN.NEIGHBOURS = 20
+    # At most so many labelled images in each half.
     cfg.TEST.KNN.MAX_IMAGES = 5000
 
+    cfg.WANDB = CfgNode()
     # In pretraining: the project of Weights & Biases that the scalars and pictures go to as well;
     # "" is off (docs/watching.md).
-    cfg.WANDB = CfgNode()
     cfg.WANDB.PROJECT = ""
 
     # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
     # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
     cfg.MODEL.SUPERVISED_BASELINE = False
+
+    for key in _REMOVED_KEYS:
+        if not cfg.key_is_deprecated(key):
+            cfg.register_deprecated_key(key)
 
 
 def load_config(file: str, settings: Sequence[Any] = ()) -> CfgNode:

@@ -1,6 +1,7 @@
 """What the keys of a pretraining config may be."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -8,10 +9,10 @@ from detectron2.config import CfgNode
 from .config_files import lookup
 from .families import FAMILIES
 
+# Whether a value is possible, and what is said that it must be.
+Rule = tuple[Callable[[Any], bool], str]
 
-def _require(condition: bool, key: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} is {value!r}; it must be {expected}.")
+_RESNET_STAGES = ["stem", "res2", "res3", "res4", "res5"]
 
 
 def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
@@ -34,36 +35,93 @@ def _are_names(values: Any) -> bool:
     return is_list and len(set(values)) == len(values)
 
 
-# The numbers that stand alone, with the least and the most that they may be.
-_RANGES: dict[str, tuple[float, float]] = {
-    "MODEL.DETCO.EMBED_DIM": (1, math.inf),
-    "MODEL.DETCO.QUEUE_LENGTH": (1, math.inf),
-    "MODEL.DETCO.MOMENTUM": (0, 1),
-    "INPUT.DETCO.GLOBAL_SIZE": (1, math.inf),
-    "INPUT.DETCO.COLOR_JITTER_PROB": (0, 1),
-    "INPUT.DETCO.GRAYSCALE_PROB": (0, 1),
-    "INPUT.DETCO.BLUR_PROB": (0, 1),
-    "INPUT.DETCO.FLIP_PROB": (0, 1),
-    "INPUT.DETCO.RANDAUGMENT_OPS": (0, math.inf),
-    "INPUT.DETCO.RANDAUGMENT_MAGNITUDE": (0, 30),  # torchvision has 31
-    "INPUT.DETCO.MIN_SIDE": (1, math.inf),
-    "INPUT.DETCO.MAX_PIXELS": (1, math.inf),
-    "VIS_PERIOD": (0, math.inf),
-    "DATALOADER.NUM_WORKERS": (0, math.inf),
-    "SOLVER.IMS_PER_BATCH": (1, math.inf),
-    "SOLVER.ACCUMULATION_STEPS": (1, math.inf),
-    "SOLVER.MAX_EPOCHS": (0, math.inf),
-    "SOLVER.BASE_LR": (0, math.inf),
-    "SOLVER.LR_REFERENCE_BATCH": (0, math.inf),
-    "SOLVER.WEIGHT_DECAY": (0, math.inf),
-    "SOLVER.CHECKPOINT_PERIOD": (1, math.inf),
-    "SOLVER.KEEP_CHECKPOINTS": (1, math.inf),
-    "SOLVER.MAX_FAILED_SAVES": (0, math.inf),
-    "SOLVER.MAX_NONFINITE_STEPS": (0, math.inf),
-    "SOLVER.COLLECTIVE_TIMEOUT": (1, math.inf),
-    "TEST.KNN.PERIOD": (0, math.inf),
-    "TEST.KNN.NEIGHBOURS": (1, math.inf),
-    "TEST.KNN.MAX_IMAGES": (2, math.inf),
+def _at_least(low: float) -> Rule:
+    return lambda value: _is_number(value, low), f"at least {low}"
+
+
+def _between(low: float, high: float) -> Rule:
+    return lambda value: _is_number(value, low, high), f"between {low} and {high}"
+
+
+def _below_one() -> Rule:
+    return lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1"
+
+
+def _range(high: float, allowed: str) -> Rule:
+    return (
+        lambda pair: _are_numbers(pair, 2, 0, high) and 0 < pair[0] <= pair[1],
+        f"two numbers, {allowed}",
+    )
+
+
+def _one_of(*values: str) -> Rule:
+    quoted = [f'"{value}"' for value in values]
+    return lambda value: value in values, f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+_RULES: dict[str, Rule] = {
+    "MODEL.DETCO.STAGES": (
+        lambda names: _are_names(names) and len(names) > 0,
+        "a list of different backbone stages, such as res2, res3, res4, res5",
+    ),
+    "MODEL.DETCO.FAMILIES": (
+        lambda names: _are_names(names) and len(names) > 0 and set(names) <= set(FAMILIES),
+        f"one or more of {list(FAMILIES)}",
+    ),
+    "MODEL.DETCO.EMBED_DIM": _at_least(1),
+    "MODEL.DETCO.HEAD_NORM": _one_of("", "BN", "SyncBN", "LN"),
+    "MODEL.DETCO.QUEUE_LENGTH": _at_least(1),
+    "MODEL.DETCO.MOMENTUM": _between(0, 1),
+    "MODEL.DETCO.TEMPERATURE": (lambda value: _is_number(value, 0) and value > 0, "above 0"),
+    "MODEL.DETCO.CHECKPOINT_STAGES": (
+        _are_names,
+        "a list of different parts of the backbone, such as stem, res2",
+    ),
+    "MODEL.PIXEL_MEAN": (lambda values: _are_numbers(values, 3), "three numbers"),
+    "MODEL.PIXEL_STD": (
+        lambda values: _are_numbers(values, 3) and min(values) > 0,
+        "three numbers above 0",
+    ),
+    "INPUT.FORMAT": _one_of("RGB", "BGR"),
+    "INPUT.DETCO.GLOBAL_SIZE": _at_least(1),
+    "INPUT.DETCO.GLOBAL_SCALE": _range(1, "0 < low <= high <= 1"),
+    "INPUT.DETCO.LOCAL_SCALE": _range(1, "0 < low <= high <= 1"),
+    "INPUT.DETCO.COLOR_JITTER": (
+        lambda values: _are_numbers(values, 4, low=0) and values[3] <= 0.5,
+        "four numbers >= 0 (brightness, contrast, saturation, hue), the hue at most 0.5",
+    ),
+    "INPUT.DETCO.COLOR_JITTER_PROB": _between(0, 1),
+    "INPUT.DETCO.GRAYSCALE_PROB": _between(0, 1),
+    "INPUT.DETCO.BLUR_PROB": _between(0, 1),
+    "INPUT.DETCO.BLUR_SIGMA": _range(math.inf, "0 < low <= high"),
+    "INPUT.DETCO.FLIP_PROB": _between(0, 1),
+    "INPUT.DETCO.RANDAUGMENT_OPS": _at_least(0),
+    "INPUT.DETCO.RANDAUGMENT_MAGNITUDE": _between(0, 30),  # torchvision has 31
+    "INPUT.DETCO.AUGMENTATION": (
+        lambda value: value in ("pil", "fast", "device", "exact"),  # the last means "pil"
+        '"pil", "fast" or "device"',
+    ),
+    "INPUT.DETCO.MIN_SIDE": _at_least(1),
+    "INPUT.DETCO.MAX_PIXELS": _at_least(1),
+    "VIS_PERIOD": _at_least(0),
+    "DATALOADER.NUM_WORKERS": _at_least(0),
+    "DATALOADER.MAX_BAD_FRACTION": _below_one(),
+    "SOLVER.IMS_PER_BATCH": _at_least(1),
+    "SOLVER.ACCUMULATION_STEPS": _at_least(1),
+    "SOLVER.MAX_EPOCHS": _at_least(0),
+    "SOLVER.BASE_LR": _at_least(0),
+    "SOLVER.LR_REFERENCE_BATCH": _at_least(0),
+    "SOLVER.WEIGHT_DECAY": _at_least(0),
+    "SOLVER.MOMENTUM": _below_one(),
+    "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
+    "SOLVER.KEEP_CHECKPOINTS": _at_least(1),
+    "SOLVER.MAX_FAILED_SAVES": _at_least(0),
+    "SOLVER.MAX_NONFINITE_STEPS": _at_least(0),
+    "SOLVER.COLLECTIVE_TIMEOUT": _at_least(1),
+    "TEST.KNN.PERIOD": _at_least(0),
+    "TEST.KNN.NEIGHBOURS": _at_least(1),
+    "TEST.KNN.MAX_IMAGES": _at_least(2),
+    "WANDB.PROJECT": (lambda value: isinstance(value, str), 'a name, or "" for none'),
 }
 
 
@@ -73,125 +131,47 @@ def check_detco_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key, the value seen and what is allowed.
     """
-    for key, (low, high) in _RANGES.items():
-        allowed = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-        _require(_is_number(lookup(cfg, key), low, high), key, lookup(cfg, key), allowed)
-    _check_model(cfg)
-    _check_views(cfg)
-    project = cfg.WANDB.PROJECT
-    _require(isinstance(project, str), "WANDB.PROJECT", project, 'a name, or "" for none')
-    share, momentum = cfg.DATALOADER.MAX_BAD_FRACTION, cfg.SOLVER.MOMENTUM
-    for key, value in (("DATALOADER.MAX_BAD_FRACTION", share), ("SOLVER.MOMENTUM", momentum)):
-        _require(_is_number(value, 0) and value < 1, key, value, "at least 0 and below 1")
-    _require(
-        cfg.SOLVER.MAX_EPOCHS > 0 or _is_number(cfg.SOLVER.MAX_ITER, 1),
-        "SOLVER.MAX_ITER",
-        cfg.SOLVER.MAX_ITER,
-        "at least 1, or SOLVER.MAX_EPOCHS above 0",
-    )
+    alone = ((key, lookup(cfg, key), rule) for key, rule in _RULES.items())
+    for rules in (alone, _rules_of_several_keys(cfg)):
+        for key, value, (is_possible, allowed) in rules:
+            if not is_possible(value):
+                raise ValueError(f"{key} is {value!r}; it must be {allowed}.")
 
 
-def _check_model(cfg: CfgNode) -> None:
-    node = cfg.MODEL.DETCO
-    _require(
-        _are_names(node.STAGES) and len(node.STAGES) > 0,
-        "MODEL.DETCO.STAGES",
-        node.STAGES,
-        "a list of different backbone stages, such as res2, res3, res4, res5",
-    )
+def _rules_of_several_keys(cfg: CfgNode) -> Iterator[tuple[str, Any, Rule]]:
+    node, views = cfg.MODEL.DETCO, cfg.INPUT.DETCO
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # another's stages are its own affair
-        outputs, known = cfg.MODEL.RESNETS.OUT_FEATURES, ["stem", "res2", "res3", "res4", "res5"]
-        _require(
-            _are_names(outputs) and set(outputs) <= set(known),
-            "MODEL.RESNETS.OUT_FEATURES",
-            outputs,
-            f"some of {known}",
+        outputs = cfg.MODEL.RESNETS.OUT_FEATURES
+        rule: Rule = (
+            lambda names: _are_names(names) and set(names) <= set(_RESNET_STAGES),
+            f"some of {_RESNET_STAGES}",
         )
-        _require(
-            set(node.STAGES) <= set(outputs),
-            "MODEL.DETCO.STAGES",
-            node.STAGES,
-            f"some of MODEL.RESNETS.OUT_FEATURES {outputs}, which may be {known}",
+        yield "MODEL.RESNETS.OUT_FEATURES", outputs, rule
+        rule = (
+            lambda names: set(names) <= set(outputs),
+            f"some of MODEL.RESNETS.OUT_FEATURES {outputs}, which may be {_RESNET_STAGES}",
         )
-    stages = len(node.STAGES)
-    _require(
-        _are_numbers(node.STAGE_WEIGHTS, stages, low=0),
-        "MODEL.DETCO.STAGE_WEIGHTS",
-        node.STAGE_WEIGHTS,
-        f"{stages} numbers >= 0, one for each of MODEL.DETCO.STAGES {node.STAGES}",
+        yield "MODEL.DETCO.STAGES", node.STAGES, rule
+    count = len(node.STAGES)
+    rule = (
+        lambda values: _are_numbers(values, count, low=0),
+        f"{count} numbers >= 0, one for each of MODEL.DETCO.STAGES {node.STAGES}",
     )
-    _require(
-        _are_names(node.FAMILIES)
-        and 0 < len(node.FAMILIES)
-        and set(node.FAMILIES) <= set(FAMILIES),
-        "MODEL.DETCO.FAMILIES",
-        node.FAMILIES,
-        f"one or more of {list(FAMILIES)}",
+    yield "MODEL.DETCO.STAGE_WEIGHTS", node.STAGE_WEIGHTS, rule
+    rule = (
+        lambda values: _are_numbers(values, 0) or _are_numbers(values, count, low=1),
+        f"empty (the stage's width), or {count} widths > 0, one a stage",
     )
-    for key in ("GLOBAL_HIDDEN_DIMS", "LOCAL_HIDDEN_DIMS"):
-        _require(
-            _are_numbers(node[key], 0) or _are_numbers(node[key], stages, low=1),
-            f"MODEL.DETCO.{key}",
-            node[key],
-            f"empty (the stage's width), or {stages} widths > 0, one a stage",
-        )
-    _require(
-        node.HEAD_NORM in ("", "BN", "SyncBN", "LN"),
-        "MODEL.DETCO.HEAD_NORM",
-        node.HEAD_NORM,
-        '"", "BN", "SyncBN" or "LN"',
-    )
-    _require(
-        _is_number(node.TEMPERATURE, 0) and node.TEMPERATURE > 0,
-        "MODEL.DETCO.TEMPERATURE",
-        node.TEMPERATURE,
-        "above 0",
-    )
-    _require(
-        _are_names(node.CHECKPOINT_STAGES),
-        "MODEL.DETCO.CHECKPOINT_STAGES",
-        node.CHECKPOINT_STAGES,
-        "a list of different parts of the backbone, such as stem, res2",
-    )
-
-
-def _check_views(cfg: CfgNode) -> None:
-    views = cfg.INPUT.DETCO
-    _require(
-        _are_numbers((views.LOCAL_SIZE, views.PATCH_SIZE), 2, low=1)
-        and views.LOCAL_SIZE % 3 == 0
-        and views.PATCH_SIZE <= views.LOCAL_SIZE // 3,
-        "INPUT.DETCO.LOCAL_SIZE, PATCH_SIZE",
-        (views.LOCAL_SIZE, views.PATCH_SIZE),
+    yield "MODEL.DETCO.GLOBAL_HIDDEN_DIMS", node.GLOBAL_HIDDEN_DIMS, rule
+    yield "MODEL.DETCO.LOCAL_HIDDEN_DIMS", node.LOCAL_HIDDEN_DIMS, rule
+    rule = (
+        lambda pair: _are_numbers(pair, 2, low=1) and pair[0] % 3 == 0 and pair[1] <= pair[0] // 3,
         "a multiple of 3, and a patch no larger than a third of it (255 and 64 in the paper)",
     )
-    _require(
-        views.AUGMENTATION in ("pil", "fast", "device", "exact"),  # the last means "pil"
-        "INPUT.DETCO.AUGMENTATION",
-        views.AUGMENTATION,
-        '"pil", "fast" or "device"',
+    sizes = views.LOCAL_SIZE, views.PATCH_SIZE
+    yield "INPUT.DETCO.LOCAL_SIZE, PATCH_SIZE", sizes, rule
+    rule = (
+        lambda value: cfg.SOLVER.MAX_EPOCHS > 0 or _is_number(value, 1),
+        "at least 1, or SOLVER.MAX_EPOCHS above 0",
     )
-    _require(cfg.INPUT.FORMAT in ("RGB", "BGR"), "INPUT.FORMAT", cfg.INPUT.FORMAT, "RGB or BGR")
-    for key, high, allowed in (
-        ("GLOBAL_SCALE", 1, "0 < low <= high <= 1"),
-        ("LOCAL_SCALE", 1, "0 < low <= high <= 1"),
-        ("BLUR_SIGMA", math.inf, "0 < low <= high"),
-    ):
-        pair = views[key]
-        _require(
-            _are_numbers(pair, 2, 0, high) and 0 < pair[0] <= pair[1],
-            f"INPUT.DETCO.{key}",
-            pair,
-            f"two numbers, {allowed}",
-        )
-    _require(
-        _are_numbers(views.COLOR_JITTER, 4, low=0) and views.COLOR_JITTER[3] <= 0.5,
-        "INPUT.DETCO.COLOR_JITTER",
-        views.COLOR_JITTER,
-        "four numbers >= 0 (brightness, contrast, saturation, hue), the hue at most 0.5",
-    )
-    for key, ok in (
-        ("PIXEL_MEAN", _are_numbers(cfg.MODEL.PIXEL_MEAN, 3)),
-        ("PIXEL_STD", _are_numbers(cfg.MODEL.PIXEL_STD, 3) and min(cfg.MODEL.PIXEL_STD) > 0),
-    ):
-        _require(ok, f"MODEL.{key}", cfg.MODEL[key], "three numbers, those of PIXEL_STD above 0")
+    yield "SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER, rule

@@ -41,6 +41,9 @@ def merge_pairs(cfg: CfgNode, words: Sequence[Any]) -> None:
         )
     for key, value in zip(words[::2], words[1::2]):
         source = f"Setting {key} {value!r:.200}"
+        if cfg.key_is_deprecated(key):
+            cfg.merge_from_list([key, value])  # says that it is ignored
+            continue
         if key not in _keys(cfg):
             raise _unknown(str(key), cfg, source)
         if isinstance(lookup(cfg, key), CfgNode):
@@ -138,7 +141,7 @@ def _unknown(key: str, cfg: CfgNode, source: str) -> ValueError:
 
 
 def _explain(error: Exception, cfg: CfgNode, source: str) -> ValueError:
-    """What a failed merge means, in the terms of the one who wrote the config."""
+    """Say what a failed merge means, in the terms of the one who wrote the config."""
     text = str(error.args[0]) if error.args else type(error).__name__
     if found := re.search(r"Non-existent (?:config )?key: (.*)", text):
         return _unknown(found[1], cfg, source)

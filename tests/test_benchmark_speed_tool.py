@@ -1,6 +1,6 @@
 """tools/benchmark_speed.py: its tables, from one process and from two."""
 
-import json
+import re
 import sys
 
 import pytest
@@ -21,23 +21,24 @@ def run(*arguments, launcher=()):
 
 def rows(output, title):
     """Name -> (milliseconds, images/s, ratio) of the table below a title."""
-    lines = output[output.index(title) :].split("\n\n")[0].splitlines()[2:]
     table = {}
-    for line in lines:
-        if not line.startswith("peak memory"):
-            median, _, rate, ratio = map(float, line[34:].split())
-            table[line[:34].strip()] = (median, rate, ratio)
+    for line in output[output.index(title) :].splitlines()[3:]:
+        name, *numbers = re.split(r"\s{2,}", line.strip())
+        if len(numbers) != 4:
+            break
+        median, _, rate, ratio = map(float, numbers)
+        table[name] = (median, rate, ratio)
     return table
 
 
-def test_one_run_gives_the_step_its_parts_the_data_and_a_trace(scenes, tmp_path):
+def test_one_run_gives_the_step_its_parts_and_the_data(scenes):
     output = run(
-        *["--plain", "--switches", "--against", "configs/moco_v2.yaml"],
-        *["--images", f"{scenes}/train", "--num-images", "4", "--trace", f"{tmp_path}/trace.json"],
+        *["--plain", "--against", "configs/moco_v2.yaml"],
+        *["--images", f"{scenes}/train", "--num-images", "4"],
         *SETTINGS,
     )
     step = rows(output, "Step, float32, batch 2")
-    for name in ("step", "plain step in float32", "without fused loss", "step of moco_v2.yaml"):
+    for name in ("step", "plain step in float32", "step of moco_v2.yaml"):
         median, rate, ratio = step[name]
         assert rate == pytest.approx(2000 / median, rel=0.02)
         assert ratio == pytest.approx(median / step["bare encoders"][0], rel=0.02)
@@ -52,11 +53,6 @@ def test_one_run_gives_the_step_its_parts_the_data_and_a_trace(scenes, tmp_path)
         *(f"views, {k}" for k in ("pil", "fast", "device")),
     }
     assert "peak memory after one step" in output
-    names = {
-        event.get("name")
-        for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    }
-    assert "aten::convolution" in names
 
 
 def test_two_processes_also_show_what_they_exchange():

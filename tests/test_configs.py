@@ -4,10 +4,12 @@ import glob
 import os
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from detco_d2.config import apply_supervised_baseline
+from detco_d2.config import add_detco_config, apply_supervised_baseline
 from detco_d2.config import load_config as read_config
+from detco_d2.config_files import flatten
 
 from .conftest import ROOT, load_config
 
@@ -25,12 +27,6 @@ def test_every_config_builds(config):
         cfg.MODEL.DETCO.QUEUE_LENGTH = 64
     model = build_model(cfg)
     assert sum(p.numel() for p in model.parameters()) > 10**7
-
-
-def value(cfg, key):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return list(cfg) if isinstance(cfg, (list, tuple)) else cfg
 
 
 PAPER = {  # sections 3.2-3.4 and 4 of the paper, MoCo v2 where it is silent
@@ -73,84 +69,47 @@ PAPER = {  # sections 3.2-3.4 and 4 of the paper, MoCo v2 where it is silent
     "SOLVER.MAX_ITER": 1_281_167 // 256 * 200,
     "SOLVER.AMP.ENABLED": False,
 }
-TRANSFER = {  # what all fine-tuning protocols for self-supervised weights share
-    "MODEL.WEIGHTS": "",
-    "MODEL.SUPERVISED_BASELINE": False,
+# Of the fine-tuning protocols all that is not as Detectron2 has it by default.
+TRANSFER = {
     "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.DEPTH": 50,
     "MODEL.RESNETS.NORM": "SyncBN",
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-    "MODEL.ROI_BOX_HEAD.NORM": "",
-    "MODEL.ROI_MASK_HEAD.NORM": "",
-    "MODEL.RETINANET.NORM": "",
-    "MODEL.KEYPOINT_ON": False,
     "INPUT.FORMAT": "RGB",
     "INPUT.MIN_SIZE_TRAIN": [640, 672, 704, 736, 768, 800],
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
-    "INPUT.MAX_SIZE_TRAIN": 1333,
-    "INPUT.MIN_SIZE_TEST": 800,
-    "INPUT.MAX_SIZE_TEST": 1333,
-    "INPUT.RANDOM_FLIP": "horizontal",
-    "INPUT.CROP.ENABLED": False,
     "DATASETS.TRAIN": ["coco_2017_train"],
     "DATASETS.TEST": ["coco_2017_val"],
-    "SOLVER.IMS_PER_BATCH": 16,
     "SOLVER.BASE_LR": 0.02,
-    "SOLVER.MOMENTUM": 0.9,
-    "SOLVER.WEIGHT_DECAY": 1e-4,
-    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
-    "SOLVER.GAMMA": 0.1,
-    "SOLVER.WARMUP_METHOD": "linear",
-    "SOLVER.WARMUP_FACTOR": 1e-3,
-    "SOLVER.WARMUP_ITERS": 1000,
     "TEST.PRECISE_BN.ENABLED": True,
-    "TEST.PRECISE_BN.NUM_ITER": 200,
-    "TEST.EVAL_PERIOD": 0,
 }
 C4 = {
     **TRANSFER,
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
-    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-    "MODEL.RESNETS.OUT_FEATURES": ["res4"],
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 12000,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 2000,
-    "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
     "MODEL.ROI_HEADS.NAME": "Res5ROIHeadsExtraNorm",
 }
 COCO_C4 = {
     **C4,
     "MODEL.MASK_ON": True,
-    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
     "INPUT.MAX_SIZE_TRAIN": 1200,
 }
 FPN = {
     **TRANSFER,
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.MASK_ON": True,
     "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
     "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.NORM": "SyncBN",
     "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
     "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 1000,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1000,
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 1000,
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_HEADS.NUM_CLASSES": 80,
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
     "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7,
-    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": 0.0,
-    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 4,
-    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": 14,
 }
 RETINANET = {
     **TRANSFER,
@@ -163,10 +122,6 @@ RETINANET = {
         [pytest.approx(size * 2 ** (octave / 3)) for octave in range(3)]
         for size in (32, 64, 128, 256, 512)
     ],
-    "MODEL.RETINANET.NUM_CLASSES": 80,
-    "MODEL.RETINANET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
-    "MODEL.RETINANET.IOU_THRESHOLDS": [0.4, 0.5],
-    "MODEL.RETINANET.IOU_LABELS": [0, -1, 1],
     "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA": 0.0,
     "SOLVER.BASE_LR": 0.01,
 }
@@ -256,7 +211,7 @@ TRANSFER_CONFIGS = {
         "SOLVER.STEPS": [63000, 81000],
     },
 }
-EXPECTED = {
+PRETRAINING = {
     "detco.yaml": PAPER,
     "detco_aa.yaml": {
         **PAPER,
@@ -280,7 +235,6 @@ EXPECTED = {
         "MODEL.DETCO.STAGE_WEIGHTS": [1.0],
         "SOLVER.MAX_ITER": 5004 * 100,
     },
-    **TRANSFER_CONFIGS,
 }
 
 
@@ -289,27 +243,36 @@ def merged(config, *settings):
     return read_config(os.path.join(ROOT, "configs", config), settings)
 
 
-@pytest.mark.parametrize("config", EXPECTED)
+DEFAULTS = get_cfg()
+add_detco_config(DEFAULTS)
+DEFAULTS = dict(flatten(DEFAULTS))
+
+
+@pytest.mark.parametrize("config", PRETRAINING)
 def test_the_papers_values_stand_after_merging(config):
-    cfg = merged(config)
-    found = {key: value(cfg, key) for key in EXPECTED[config]}
-    assert found == EXPECTED[config]
+    found = dict(flatten(merged(config)))
+    assert {key: found[key] for key in PRETRAINING[config]} == PRETRAINING[config]
+
+
+def unusual(values):
+    return {key: value for key, value in values.items() if value != DEFAULTS[key]}
+
+
+@pytest.mark.parametrize("config", TRANSFER_CONFIGS)
+def test_a_protocol_differs_from_detectron2s_defaults_in_what_is_expected_and_nothing_else(config):
+    expected = {**TRANSFER_CONFIGS[config], "OUTPUT_DIR": "output/" + os.path.splitext(config)[0]}
+    assert unusual(dict(flatten(merged(config)))) == unusual(expected)
 
 
 def test_no_protocol_is_without_expected_values():
     demo_and_short = {c for c in CONFIGS if c.split(os.sep)[0] in ("demo", "quick")}
-    assert set(CONFIGS) - demo_and_short == set(EXPECTED)
+    assert set(CONFIGS) - demo_and_short == set(PRETRAINING) | set(TRANSFER_CONFIGS)
 
 
 @pytest.mark.parametrize("config", TRANSFER_CONFIGS)
 def test_no_sync_bn_is_left_on_the_cpu(config):
     assert "SyncBN" in merged(config).dump()
     assert "SyncBN" not in load_config(config).dump()
-
-
-@pytest.mark.parametrize("config", TRANSFER_CONFIGS)
-def test_output_goes_into_a_folder_of_the_configs_name(config):
-    assert merged(config).OUTPUT_DIR == "output/" + os.path.splitext(config)[0]
 
 
 SUPERVISED = {  # MSRA's ResNet-50: Detectron2's own defaults
@@ -326,10 +289,10 @@ SUPERVISED = {  # MSRA's ResNet-50: Detectron2's own defaults
 def test_the_supervised_baseline_differs_in_the_input_and_in_the_size_of_c4_on_coco(config):
     cfg = merged(config, "MODEL.SUPERVISED_BASELINE", True)
     apply_supervised_baseline(cfg)
-    expected = {**TRANSFER_CONFIGS[config], **SUPERVISED}
+    expected = {**TRANSFER_CONFIGS[config], **SUPERVISED, "OUTPUT_DIR": cfg.OUTPUT_DIR}
     if "coco/mask_rcnn_R_50_C4" in config:
         expected["INPUT.MAX_SIZE_TRAIN"] = 1333
-    assert {key: value(cfg, key) for key in expected} == expected
+    assert unusual(dict(flatten(cfg))) == unusual(expected)
 
 
 def test_the_supervised_switch_keeps_given_weights_and_does_nothing_when_off():

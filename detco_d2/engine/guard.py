@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,7 @@ class BadImages:
         self.file = file
 
     def add(self, found: list[tuple[str, str]]) -> None:
-        """
-        Args:
-            found: (path, reason) pairs, in the same order on all processes.
+        """Take note of (path, reason) pairs, which come in the same order on all processes.
 
         Raises:
             RuntimeError: more than the allowed share of the images is unreadable.
@@ -50,7 +47,7 @@ class BadImages:
             logger.warning("Image %r is skipped: %s", path, reason)
         if self.file and new:
             with open(self.file, "a") as file:
-                file.writelines(_line(*pair) for pair in new.items())
+                file.write(_lines(new))
         if len(self.reasons) > self.max_fraction * self.num_images:
             first = "\n".join(f"  {path!r}: {why}" for path, why in list(self.reasons.items())[:5])
             raise RuntimeError(
@@ -59,24 +56,19 @@ class BadImages:
                 f"{f'all are in {self.file}; ' if self.file else ''}the first are:\n{first}"
             )
 
-    def state_dict(self) -> dict[str, str]:
-        return dict(self.reasons)
-
-    def load_state_dict(self, state: dict[str, str]) -> None:
-        self.reasons = dict(state)
-
     def write_list(self) -> None:
         """Let the file say what is known now, and nothing of a run that was cut off."""
         if self.file and self.reasons:
             with replacing(self.file) as part:
-                part.write_text("".join(_line(*pair) for pair in self.reasons.items()))
+                part.write_text(_lines(self.reasons))
         elif self.file:
             Path(self.file).unlink(missing_ok=True)
 
 
-def _line(path: str, reason: str) -> str:
-    """One JSON object, whatever bytes a path is made of."""
-    return json.dumps({"file_name": path, "reason": reason}) + "\n"
+def _lines(reasons: dict[str, str]) -> str:
+    """JSON objects, whatever bytes the paths are made of."""
+    pairs = ({"file_name": path, "reason": reason} for path, reason in reasons.items())
+    return "".join(json.dumps(pair) + "\n" for pair in pairs)
 
 
 class NonFiniteSteps:
@@ -110,11 +102,8 @@ class NonFiniteSteps:
         self.in_a_row += 1
         self.total += 1
         bad = [name for name, value in report["losses"].items() if not math.isfinite(value)]
-        text = (
-            f"Step {report['iteration']} is undone: "
-            + (f"no number in {', '.join(bad)}" if bad else "a gradient is infinite or no number")
-            + f" ({self.in_a_row} in a row)."
-        )
+        cause = f"no number in {', '.join(bad)}" if bad else "a gradient is infinite or no number"
+        text = f"Step {report['iteration']} is undone: {cause} ({self.in_a_row} in a row)."
         logger.warning(text)
         if self.folder:
             self._write(report)
@@ -125,10 +114,11 @@ class NonFiniteSteps:
             )
 
     def _write(self, report: dict[str, Any]) -> None:
-        os.makedirs(self.folder, exist_ok=True)
-        if len([name for name in os.listdir(self.folder) if name.endswith(".pt")]) >= MAX_REPORTS:
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(list(folder.glob("*.pt"))) >= MAX_REPORTS:
             return
-        file = os.path.join(self.folder, f"nonfinite_{report['iteration']:07d}.pt")
+        file = folder / f"nonfinite_{report['iteration']:07d}.pt"
         try:
             with replacing(file) as part:
                 torch.save(report, part)

@@ -13,15 +13,15 @@ from detectron2.utils.events import EventStorage
 logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations between two status lines, and between two writes of the scalars
-_COLLAPSE_PERIOD = 100
+_LEAST_SPREAD = 0.05  # of the median over a collapse period; it is 1 on the whole sphere
 
 
 class HealthHook(HookBase):
     """Records how the contrast fares, says it in one line, and warns of a collapse.
 
-    Of the main process, on which alone it belongs. It comes after Detectron2's `IterationTimer`,
-    whose `time` and `data_time` it reads, and before the writers. At the iterations of its line
-    the model watches closely; see :class:`DetCo`.
+    It belongs on the main process alone, after Detectron2's `IterationTimer`, whose `time` and
+    `data_time` it reads, and before the writers. At the iterations of its line the model is
+    watched closely; see :class:`Monitor`.
 
     Scalars, besides those of the model: `queue/filled` (0..1), `queue/age` (of the oldest key, in
     iterations), `chance/loss` (log(K + 1), of each term), `images_per_second`, `data_time_share`
@@ -29,26 +29,18 @@ class HealthHook(HookBase):
     """
 
     def __init__(
-        self,
-        detco: Any,
-        batch_size: int,
-        period: int = PERIOD,
-        *,
-        collapse_limit: float = 0.05,
-        collapse_period: int = _COLLAPSE_PERIOD,
+        self, detco: Any, batch_size: int, period: int = PERIOD, collapse_period: int = 100
     ) -> None:
         """
         Args:
             detco: the model, not in DDP.
             batch_size: images an iteration over all processes.
             period: iterations between two lines; also the first and the last iteration have one.
-            collapse_limit: of the spread, which is 1 on the whole sphere; see `embedding_spread`.
-            collapse_period: iterations over which its median is taken.
+            collapse_period: iterations over which the median of the spread is taken.
         """
         self.detco = detco
         self.batch_size = batch_size
         self.period = period
-        self.collapse_limit = collapse_limit
         self.collapse_period = collapse_period
         self.collapsed: set[str] = set()  # each is said once, until it has recovered
         self.queue_length = detco.queue.features.shape[1]
@@ -56,18 +48,17 @@ class HealthHook(HookBase):
         self.total_chance = self.chance * len(detco.families) * sum(detco.stage_weights.values())
 
     def before_train(self) -> None:
-        missing = self.queue_length - int(self.detco.queue.num_enqueued)
+        missing, full_at = self._missing_keys(self.trainer.start_iter)
         state = "The queues are full"
-        if missing > 0:
-            full_at = self.trainer.start_iter + math.ceil(missing / self.batch_size)
+        if missing:
             state = f"The loss rises until the queues are full at iteration {full_at}"
         logger.info(
-            "%s; chance is then log(K + 1) = %.2f for each term, and %.2f for the total loss.",
-            *(state, self.chance, self.total_chance),
+            f"{state}; chance is then log(K + 1) = {self.chance:.2f} for each term, and "
+            f"{self.total_chance:.2f} for the total loss."
         )
 
     def before_step(self) -> None:
-        self.detco.watch_closely = self._is_due()
+        self.detco.monitor.closely = self._is_due()
 
     def after_step(self) -> None:
         storage = self.trainer.storage
@@ -75,76 +66,43 @@ class HealthHook(HookBase):
         if (self.trainer.iter + 1) % self.collapse_period == 0:
             self._warn_of_collapse(storage)
         if self._is_due():
-            logger.info("%s", " | ".join(self._line(storage)))
+            progress, queues = self._progress(storage), self._queues(storage)
+            line = [progress, *self._contrast(storage), queues, *self._machine(storage)]
+            logger.info("%s", " | ".join(line))
 
     def _is_due(self) -> bool:
         done = self.trainer.iter + 1
         ends = (self.trainer.start_iter + 1, self.trainer.max_iter)
         return done % self.period == 0 or done in ends
 
+    def _missing_keys(self, iteration: int) -> tuple[int, int]:
+        """How many keys each queue lacks (undone steps add none), and when it will be full."""
+        missing = max(0, self.queue_length - int(self.detco.queue.num_enqueued))
+        return missing, iteration + math.ceil(missing / self.batch_size)
+
     def _record_speed(self, storage: EventStorage) -> None:
         if "time" not in storage.histories():
             return  # the timer skips the first iterations
         seconds = storage.history("time").latest()
-        waiting = storage.history("data_time").latest()
+        waiting = storage.history("data_time").latest() / seconds
         storage.put_scalar("images_per_second", self.batch_size / seconds)
-        storage.put_scalar("data_time_share", min(waiting / seconds, 1.0))
+        storage.put_scalar("data_time_share", min(waiting, 1.0))
 
     def _warn_of_collapse(self, storage: EventStorage) -> None:
         for name, history in storage.histories().items():
             if not name.startswith("spread/"):
                 continue
             spread = history.median(self.collapse_period)
-            if spread >= self.collapse_limit:
+            if spread >= _LEAST_SPREAD:
                 self.collapsed.discard(name)
             elif name not in self.collapsed:
                 self.collapsed.add(name)
+                view = name.removeprefix("spread/").replace("_", " ")
                 logger.warning(
-                    "%s is %.4f at iteration %d: the %s embeddings have collapsed to a point. "
-                    'MODEL.DETCO.HEAD_NORM "BN", a lower SOLVER.BASE_LR or more varied images '
-                    "help (docs/short_runs.md).",
-                    *(name, spread, self.trainer.iter, name[len("spread/") :].replace("_", " ")),
+                    f"{name} is {spread:.4f} at iteration {self.trainer.iter}: the {view} "
+                    'embeddings have collapsed to a point. MODEL.DETCO.HEAD_NORM "BN", a lower '
+                    "SOLVER.BASE_LR or more varied images help (docs/short_runs.md)."
                 )
-
-    def _line(self, storage: EventStorage) -> list[str]:
-        """The parts of the status line; records what of it is not recorded yet."""
-
-        def recent(name: str) -> float:
-            return _median(storage, name, self.period)
-
-        def by_stage(kind: str, first: str, scale: float, digits: int) -> str:
-            values = [recent(f"{kind}/{first}_{stage}") for stage in self.detco.stage_weights]
-            return f"{first} " + "/".join(f"{scale * value:.{digits}f}" for value in values)
-
-        def each(kind: str, firsts: Iterable[str], scale: float = 1, digits: int = 2) -> str:
-            return ", ".join(by_stage(kind, first, scale, digits) for first in firsts)
-
-        families = self.detco.families
-        views = dict.fromkeys(view.split("_")[0] for view in self.detco.views if "query" in view)
-        chance = 100 / (self.queue_length + 1)
-        parts = [
-            self._progress(storage),
-            f"loss {recent('total_loss'):.2f} (chance {self.total_chance:.2f})",
-            f"top-1 % of {'/'.join(self.detco.stage_weights)}: {each('top1', families, 100, 0)} "
-            f"(chance {chance:.2g})",
-            f"top-5 % {each('top5', families, 100, 0)} (chance {min(100.0, 5 * chance):.2g})",
-            f"alignment {each('alignment', families)}",
-            f"uniformity {each('uniformity', views)}",
-            f"spread {each('spread', views)}",
-            self._queues(storage),
-        ]
-        if "images_per_second" in storage.histories():
-            share = recent("data_time_share")
-            advice = "" if share < 0.2 else " (raise DATALOADER.NUM_WORKERS if cores are idle)"
-            parts.append(
-                f"{recent('images_per_second'):.1f} images/s, waiting for data "
-                f"{100 * share:.0f} %{advice}"
-            )
-        if "lr" in storage.histories():
-            parts.append(f"lr {storage.history('lr').latest():.2g}")
-        if torch.cuda.is_available():
-            parts.append(f"memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-        return parts
 
     def _progress(self, storage: EventStorage) -> str:
         done, last = self.trainer.iter + 1, self.trainer.max_iter
@@ -156,18 +114,49 @@ class HealthHook(HookBase):
         return f"{text}, {duration(left)} left"
 
     def _queues(self, storage: EventStorage) -> str:
-        enqueued = int(self.detco.queue.num_enqueued)  # undone steps have added none
-        missing = max(0, self.queue_length - enqueued)
+        missing, full_at = self._missing_keys(self.trainer.iter + 1)
         filled = 1 - missing / self.queue_length
         age = filled * self.queue_length / self.batch_size
-        storage.put_scalars(
-            **{"queue/filled": filled, "queue/age": age, "chance/loss": self.chance},
-            smoothing_hint=False,
-        )
+        scalars = {"queue/filled": filled, "queue/age": age, "chance/loss": self.chance}
+        storage.put_scalars(**scalars, smoothing_hint=False)
         if missing:
-            full_at = self.trainer.iter + 1 + math.ceil(missing / self.batch_size)
             return f"queues {100 * filled:.0f} % full, the loss rises until iteration {full_at}"
         return f"queues full, oldest key {age:.0f} iterations"
+
+    def _contrast(self, storage: EventStorage) -> list[str]:
+        def each(kind: str, firsts: Iterable[str], scale: float = 1, digits: int = 2) -> str:
+            texts = []
+            for first in firsts:
+                names = [f"{kind}/{first}_{stage}" for stage in self.detco.stage_weights]
+                values = [scale * _median(storage, name, self.period) for name in names]
+                texts.append(f"{first} " + "/".join(f"{value:.{digits}f}" for value in values))
+            return ", ".join(texts)
+
+        families, stages = self.detco.families, "/".join(self.detco.stage_weights)
+        views = dict.fromkeys(view.split("_")[0] for view in self.detco.views if "query" in view)
+        chance = 100 / (self.queue_length + 1)
+        loss = _median(storage, "total_loss", self.period)
+        return [
+            f"loss {loss:.2f} (chance {self.total_chance:.2f})",
+            f"top-1 % of {stages}: {each('top1', families, 100, 0)} (chance {chance:.2g})",
+            f"top-5 % {each('top5', families, 100, 0)} (chance {min(100.0, 5 * chance):.2g})",
+            f"alignment {each('alignment', families)}",
+            f"uniformity {each('uniformity', views)}",
+            f"spread {each('spread', views)}",
+        ]
+
+    def _machine(self, storage: EventStorage) -> list[str]:
+        parts = []
+        if "images_per_second" in storage.histories():
+            rate = _median(storage, "images_per_second", self.period)
+            share = _median(storage, "data_time_share", self.period)
+            advice = "" if share < 0.2 else " (raise DATALOADER.NUM_WORKERS if cores are idle)"
+            parts.append(f"{rate:.1f} images/s, waiting for data {100 * share:.0f} %{advice}")
+        if "lr" in storage.histories():
+            parts.append(f"lr {storage.history('lr').latest():.2g}")
+        if torch.cuda.is_available():
+            parts.append(f"memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        return parts
 
 
 def _median(storage: EventStorage, name: str, count: int) -> float:
@@ -180,7 +169,7 @@ def _median(storage: EventStorage, name: str, count: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that leaves two or three digits.
+    """Say a time in the unit that leaves two or three digits.
 
     >>> duration(75), duration(720), duration(9000), duration(300000)
     ('75 s', '12 min', '2.5 h', '3.5 days')

@@ -11,6 +11,19 @@ from detectron2.utils import comm
 logger = logging.getLogger(__name__)
 
 
+class StepHook(HookBase):
+    """Makes a DetCo's step begin and end, for trainers that know of none, as `SimpleTrainer`."""
+
+    def __init__(self, detco: Any) -> None:
+        self.detco = detco
+
+    def before_step(self) -> None:
+        self.detco.begin_step()
+
+    def after_step(self) -> None:
+        self.detco.finish_step()
+
+
 class CheckpointHook(hooks.PeriodicCheckpointer):
     """Detectron2's, which goes on when the disk is full: the next save may find it emptied.
 
@@ -36,23 +49,11 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         super().before_train()
         size, free = self._size(), self._free()
         keep = getattr(self.checkpointer, "keep", None) or 1
-        text = (
-            f"{os.path.abspath(self.checkpointer.save_dir)} has {free / 1e6:.1f} MB free; a "
-            f"checkpoint takes {size / 1e6:.1f} MB, and {keep} are kept while one is written."
-        )
+        text = f"{self._room('a checkpoint')}, and {keep} are kept while one is written."
         if free < size:
             raise RuntimeError(f"{text} Free space there, or name another OUTPUT_DIR.")
         if free < (keep + 1) * size:
             logger.warning("%s", text)
-
-    def _size(self) -> int:
-        """Bytes of a checkpoint: the model, and a momentum for each number that it trains."""
-        tensors = list(self.checkpointer.model.state_dict().values())
-        tensors += [p for p in self.checkpointer.model.parameters() if p.requires_grad]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self.checkpointer.save_dir).free
 
     def after_step(self) -> None:
         """
@@ -66,39 +67,55 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
             self.failures += 1
             text = (
-                f"No checkpoint at iteration {self.trainer.iter}: {error}. "
-                f"{os.path.abspath(self.checkpointer.save_dir)} has {self._free() / 1e6:.1f} MB "
-                f"free; one takes {self._size() / 1e6:.1f} MB. Earlier ones are untouched."
+                f"No checkpoint at iteration {self.trainer.iter}: {error}. {self._room('one')}. "
+                "Earlier ones are untouched."
             )
-            is_last = self.trainer.iter + 1 >= self.trainer.max_iter
-            if is_last or self.failures > self.max_failures:
-                allowed = f" SOLVER.MAX_FAILED_SAVES allows {self.max_failures} in a row."
-                raise RuntimeError(text + ("" if is_last else allowed)) from error
+            if self.trainer.iter + 1 >= self.trainer.max_iter:
+                raise RuntimeError(text) from error
+            if self.failures > self.max_failures:
+                allowed = f"SOLVER.MAX_FAILED_SAVES allows {self.max_failures} in a row."
+                raise RuntimeError(f"{text} {allowed}") from error
             logger.error("%s Training goes on.", text)
+
+    def _room(self, subject: str) -> str:
+        folder = os.path.abspath(self.checkpointer.save_dir)
+        free, size = self._free() / 1e6, self._size() / 1e6
+        return f"{folder} has {free:.1f} MB free; {subject} takes {size:.1f} MB"
+
+    def _size(self) -> int:
+        """Bytes of a checkpoint: the model, and a momentum for each number that it trains."""
+        tensors = list(self.checkpointer.model.state_dict().values())
+        tensors += [p for p in self.checkpointer.model.parameters() if p.requires_grad]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.checkpointer.save_dir).free
 
 
 class StopHook(HookBase):
     """Saves and ends the process, with 128 + the signal's number, when a step was asked to stop."""
 
-    def __init__(self, checkpointer: Any) -> None:
+    def __init__(self, checkpointer: Any, step: Any) -> None:
         """
         Args:
             checkpointer: fvcore's; saves on the main process only.
+            step: a :class:`PretrainStep`.
         """
         self.checkpointer = checkpointer
+        self.step = step
 
     def after_step(self) -> None:
         """
         Raises:
             SystemExit: on all processes after the same step.
         """
-        number, iteration = self.trainer._trainer.stop_signal, self.trainer.iter
+        number, iteration = self.step.stop_signal, self.trainer.iter
         if not number:
             return
         self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         comm.synchronize()  # a launcher may stop all as soon as one has ended
         logger.warning(
-            "Stopped by signal %d after iteration %d; the same command line goes on from there.",
-            *(number, iteration),
+            f"Stopped by signal {number:d} after iteration {iteration}; the same command line goes "
+            "on from there."
         )
         raise SystemExit(128 + number)

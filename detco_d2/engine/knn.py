@@ -41,37 +41,27 @@ class KNNHook(HookBase):
     def __init__(self, cfg: CfgNode, stop: Any = None) -> None:
         """
         Args:
-            cfg: of the run; nothing is done where TEST.KNN.DATASET is empty.
+            cfg: of the run, with TEST.KNN.DATASET.
             stop: a :class:`StopRequest`, to which loader processes listen too.
         """
         self.cfg = cfg
         self.stop = stop
-        self.halves: list[Labelled] = []
 
     def before_train(self) -> None:
-        """
-        Raises:
-            ValueError, FileNotFoundError: see :func:`load_knn_halves`.
-        """
-        if self.cfg.TEST.KNN.DATASET:
-            self.halves = list(load_knn_halves(self.cfg))
+        self.halves = load_knn_halves(self.cfg)
 
     def before_step(self) -> None:
-        if self.halves and self.cfg.TEST.KNN.PERIOD > 0 and self.trainer.iter == 0:
+        if self.cfg.TEST.KNN.PERIOD > 0 and self.trainer.iter == 0:
             self.evaluate("before training")
 
     def after_step(self) -> None:
         done, period = self.trainer.iter + 1, self.cfg.TEST.KNN.PERIOD
         is_due = period > 0 and done % period == 0
-        if self.halves and (is_due or done == self.trainer.max_iter):
+        if is_due or done == self.trainer.max_iter:
             self.evaluate(f"at iteration {self.trainer.iter}")
 
     def evaluate(self, when: str) -> None:
-        """One evaluation; every process has to call it.
-
-        Args:
-            when: it is, for the log.
-        """
+        """Evaluate once, said to be `when`; every process has to call it."""
         started = time.perf_counter()
         model = self.trainer.model
         backbone = _frozen_copy(getattr(model, "module", model).query_encoder.backbone, self.cfg)
@@ -88,12 +78,11 @@ class KNNHook(HookBase):
             for stage in features
         }
         self.trainer.storage.put_scalars(**found, smoothing_hint=False)
+        values = ", ".join(f"{name.removeprefix('knn/')} {v:.1f} %" for name, v in found.items())
+        seconds = time.perf_counter() - started
         logger.info(
-            "k-NN %s: %s (chance %.1f %%; %d images among %d, %.0f s)",
-            when,
-            ", ".join(f"{name[len('knn/') :]} {value:.1f} %" for name, value in found.items()),
-            chance(y, test_y)["top-1"],
-            *(len(test_y), len(y), time.perf_counter() - started),
+            f"k-NN {when}: {values} (chance {chance(y, test_y)['top-1']:.1f} %; {len(test_y)} "
+            f"images among {len(y)}, {seconds:.0f} s)"
         )
 
     def _features(

@@ -1,4 +1,4 @@
-"""Start processes: Detectron2's launcher, torchrun, or this very process."""
+"""From a command line to processes: Detectron2's launcher, torchrun, or this very process."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,34 +24,44 @@ from .stopping import SIGNALS
 logger = logging.getLogger(__name__)
 
 
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ or (
-        "LOCAL_RANK" in os.environ and "MASTER_ADDR" in os.environ
-    )
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, and end the process where its config file is no file."""
+    args = parser.parse_args()
+    if not os.path.isfile(args.config_file):
+        sys.exit(f"--config-file {args.config_file!r} is no file; try configs/detco.yaml")
+    return args
+
+
+@contextlib.contextmanager
+def ends_with_one_line(program: str) -> Iterator[None]:
+    """End the process with what a check says, in place of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        sys.exit(f"{program}: {error}")
+
+
+def _is_under_torchrun() -> bool:
+    return {"LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys() or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _run_torchrun_worker(
     main: Callable[[Any], Any], args: argparse.Namespace, timeout: timedelta
 ) -> Any:
-    local_rank = int(os.environ["LOCAL_RANK"])
-    local_world = int(os.environ["LOCAL_WORLD_SIZE"])
-    on_gpu = args.num_gpus > 0
+    local_rank, local_world = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
     _end_with_parent()
-    if on_gpu:
+    if args.num_gpus > 0:
         check_gpus(local_world)
         torch.cuda.set_device(local_rank)
-    store, rank, world_size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    backend = "nccl" if args.num_gpus > 0 else "gloo"
+    store, rank, world = next(torch.distributed.rendezvous("env://", timeout=timeout))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun's store still has the addresses of the processes before a restart (torch 2.14,
         # 2.15); over several machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps instead
         count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = torch.distributed.PrefixStore(f"restart_{count}", store)
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
+        backend, store=store, rank=rank, world_size=world, timeout=timeout
     )
     create_local_process_group(local_world)
     comm.synchronize()
@@ -94,9 +104,9 @@ def num_processes(args: argparse.Namespace) -> int:
     """How many training processes the flags or torchrun ask for.
 
     Raises:
-        RuntimeError: more GPUs than this machine has; says how many that is.
+        RuntimeError: see :func:`check_gpus`.
     """
-    if _under_torchrun():
+    if _is_under_torchrun():
         return int(os.environ["WORLD_SIZE"])
     check_gpus(args.num_gpus)
     return max(1, args.num_gpus) * args.num_machines
@@ -115,10 +125,10 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
             since one process may evaluate while the others wait.
 
     Raises:
-        RuntimeError: more GPUs asked for than there are; says how many there are.
+        RuntimeError: see :func:`check_gpus`; or several CPU machines without torchrun.
     """
     wait = timedelta(seconds=timeout)
-    if _under_torchrun():
+    if _is_under_torchrun():
         return record(_run_torchrun_worker)(main, args, wait)
     check_gpus(args.num_gpus)
     if args.num_gpus == 0:

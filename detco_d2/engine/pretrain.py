@@ -10,20 +10,19 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from ..data.mapper import DetCoDatasetMapper
 from ..data.stream import build_pretrain_loader, load_train_images, mix_seed
 from .guard import BadImages, NonFiniteSteps
 from .health import PERIOD, HealthHook
 from .hooks import CheckpointHook, StopHook
-from .knn import KNNHook
 from .machine import keep_freed_memory
 from .preflight import check_batch
 from .step import PretrainStep
 from .stopping import StopRequest
 from .trainer import Trainer
 from .views_hook import ViewsHook
-from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +37,9 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
     if length > num_images // 2:
         logger.warning(
-            "MODEL.DETCO.QUEUE_LENGTH is %d for %d images: an image then meets itself among its "
-            "negatives. At most half the number of images is advised: %d.",
-            length,
-            num_images,
-            num_images // 2,
+            f"MODEL.DETCO.QUEUE_LENGTH is {length} for {num_images} images: an image then meets "
+            "itself among its negatives. At most half the number of images is advised: "
+            f"{num_images // 2}."
         )
     cfg = cfg.clone()
     cfg.defrost()
@@ -52,8 +49,8 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
         rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
         logger.info(
-            "SOLVER.BASE_LR: %g is for a batch of %d; for %d it is %g",
-            *(cfg.SOLVER.BASE_LR, cfg.SOLVER.LR_REFERENCE_BATCH, batch, rate),
+            f"SOLVER.BASE_LR: {cfg.SOLVER.BASE_LR:g} is for a batch of "
+            f"{cfg.SOLVER.LR_REFERENCE_BATCH}; for {batch} it is {rate:g}"
         )
         cfg.SOLVER.BASE_LR = rate
     cfg.freeze()
@@ -83,7 +80,7 @@ class PretrainTrainer(Trainer):
         num_images = len(self.images)
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
-        if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.KEEP_FREED_MEMORY:
+        if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
         check_batch(cfg, num_images, comm.get_world_size())
         self.config = cfg.dump()  # as the user wrote it
@@ -106,14 +103,17 @@ class PretrainTrainer(Trainer):
         """SGD as Detectron2 builds it, with one group for all parameters of equal settings."""
         optimizer = super().build_optimizer(cfg, model)
         optimizer.param_groups = merge_param_groups(optimizer.param_groups)
-        if cfg.SOLVER.FUSED_SGD:
-            for group in optimizer.param_groups:
-                group.update(fused=True, foreach=False)
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=False)
         return optimizer
 
     def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
         return PretrainStep(
-            *(model, loader, optimizer, cfg.SOLVER.ACCUMULATION_STEPS, self.mapper.finish),
+            model,
+            loader,
+            optimizer,
+            self.mapper,
+            parts=cfg.SOLVER.ACCUMULATION_STEPS,
             bad_images=self.bad_images,
             nonfinite=NonFiniteSteps(
                 cfg.SOLVER.MAX_NONFINITE_STEPS,
@@ -161,7 +161,7 @@ class PretrainTrainer(Trainer):
                     "memory ran out, or raise SOLVER.COLLECTIVE_TIMEOUT if images are slow to read."
                 ) from error
             finally:
-                self._trainer._data_loader_iter.close()  # ends the loader processes
+                self._trainer.close()
 
     def before_train(self) -> None:
         self.bad_images.write_list()
@@ -173,11 +173,11 @@ class PretrainTrainer(Trainer):
 
     def build_hooks(self) -> list[HookBase]:
         solver = self.cfg.SOLVER
-        result: list[HookBase] = [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(),
-            KNNHook(self.cfg, self.stop),
-        ]
+        result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.cfg.TEST.KNN.DATASET:
+            from .knn import KNNHook
+
+            result.append(KNNHook(self.cfg, self.stop))
         if comm.is_main_process():
             result += [
                 HealthHook(self._trainer.detco, solver.IMS_PER_BATCH),
@@ -187,23 +187,37 @@ class PretrainTrainer(Trainer):
                 CheckpointHook(
                     self.checkpointer, solver.CHECKPOINT_PERIOD, solver.MAX_FAILED_SAVES
                 ),
-                hooks.PeriodicWriter(build_writers(self.cfg), period=PERIOD),
+                hooks.PeriodicWriter(self.build_writers(), period=PERIOD),
             ]
-        return [*result, StopHook(self.checkpointer)]
+        return [*result, StopHook(self.checkpointer, self._trainer)]
+
+    def build_writers(self) -> list[EventWriter]:
+        """metrics.json, Weights & Biases if WANDB.PROJECT is set, TensorBoard's files.
+
+        TensorBoard's comes last: it removes the pictures from the event storage.
+        """
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        result: list[EventWriter] = [JSONWriter(os.path.join(folder, "metrics.json"))]
+        if self.cfg.WANDB.PROJECT:
+            from .writers import WandbWriter
+
+            result.append(WandbWriter(self.cfg))
+        return [*result, TensorboardXWriter(folder)]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),
             "config": self.config,
             "data_seed": self.data_seed,
-            "bad_images": self.bad_images.state_dict(),
+            "bad_images": dict(self.bad_images.reasons),
             "shape": self._shape(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.data_seed = state["data_seed"]
-        self.bad_images.load_state_dict(state.get("bad_images", {}))
+        self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
         changed = {
             name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)

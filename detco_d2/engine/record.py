@@ -1,5 +1,6 @@
-"""What a run leaves on record: the command, the versions, each start; and how all of it goes."""
+"""How a run starts, what it leaves on record (command, versions), and how all of it goes."""
 
+import argparse
 import importlib
 import importlib.metadata
 import json
@@ -12,18 +13,42 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..files import replacing
 from ..weights.saving import remove_checkpoints
+from .machine import adapt_to_machine
 
 logger = logging.getLogger(__name__)
 
 # What a run leaves beside its checkpoints, and what the next one would take for its own.
 _RECORDS = (
-    *("metrics.json", "run.json", "log.txt*", "events.out.tfevents.*", "views/iteration_*.png"),
-    *("bad_images.txt", "wandb_run_id"),
+    "metrics.json",
+    "run.json",
+    "log.txt*",
+    "events.out.tfevents.*",
+    "views/iteration_*.png",
+    "bad_images.txt",
+    "wandb_run_id",
 )
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Prepare a process for a run: its device, its logs, its seed, its line on record.
+
+    Args:
+        cfg: merged; is frozen.
+        args: Detectron2's flags.
+    """
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detco_d2", abbrev_name="detco")
+    adapt_to_machine(cfg, args.num_gpus)
+    cfg.freeze()
+    default_setup(cfg, args)
+    note_start(cfg)
+    return cfg
 
 
 def command_line() -> str:

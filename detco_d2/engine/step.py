@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,9 +35,9 @@ class PretrainStep(SimpleTrainer):
         model: Any,
         data_loader: Any,
         optimizer: Any,
-        parts: int = 1,
-        finish: Callable[[dict[str, Any], torch.device], dict[str, Any]] | None = None,
+        mapper: Any = None,
         *,
+        parts: int = 1,
         bad_images: BadImages | None = None,
         nonfinite: NonFiniteSteps | None = None,
         stop: StopRequest | None = None,
@@ -48,15 +47,16 @@ class PretrainStep(SimpleTrainer):
             model: a DetCo, in DDP or not.
             data_loader: gives this process's share of each batch.
             optimizer: of the query encoder.
+            mapper: a :class:`DetCoDatasetMapper`, which finishes each part on the device; without
+                one the loader's batches are finished.
             parts: into which a share is cut (SOLVER.ACCUMULATION_STEPS).
-            finish: moves a part of a batch to the device, as `DetCoDatasetMapper.finish`.
             bad_images: takes note of images that could not be read.
             nonfinite: takes note of steps that are undone; by default none is survived.
             stop: what this process is asked to do.
         """
         super().__init__(model, data_loader, optimizer)
         self.parts = parts
-        self.finish = finish
+        self.mapper = mapper
         self.bad_images = bad_images
         self.nonfinite = nonfinite or NonFiniteSteps(0)
         self.stop = stop
@@ -82,12 +82,12 @@ class PretrainStep(SimpleTrainer):
         self.detco.begin_step()
         sums: dict[str, torch.Tensor] = {}
         for i, part in enumerate(split_batch(batch, self.parts)):
-            if self.finish:
-                part = self.finish(part, self.device)
+            if self.mapper:
+                part = self.mapper.finish(part, self.device)
             # gradients cross the network with the last part alone
             alone = hasattr(self.model, "no_sync") and i < self.parts - 1
             with self.model.no_sync() if alone else contextlib.nullcontext():
-                losses = self.model(part, is_whole_step=False)
+                losses = self.model(part)
                 (sum(losses.values()) / self.parts).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach() / self.parts
@@ -102,6 +102,10 @@ class PretrainStep(SimpleTrainer):
         else:
             self._undo(shared, own, batch)
         self._note(shared, bad_images, number)
+
+    def close(self) -> None:
+        """End the loader processes."""
+        self._data_loader_iter.close()
 
     def _share(
         self, losses: dict[str, torch.Tensor], *counts: float

@@ -74,6 +74,14 @@ class TransferTrainer(Trainer):
             model.to(memory_format=torch.channels_last)
         return model
 
+    def train(self) -> dict[str, Any]:
+        """
+        Returns:
+            the scores of the last evaluation, by task.
+        """
+        super().train()
+        return self._last_eval_results
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         return build_detection_train_loader(cfg, mapper=build_mapper(cfg))

@@ -1,16 +1,18 @@
-"""A picture of the views that enter the network, drawn while it trains."""
+"""A picture of the views that enter the network, painted while it trains."""
 
 # Shape shorthand in this module:
 #   N: images, S: side of a global view, p: side of a patch, in pixels
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.engine import HookBase
 from PIL import Image, ImageDraw
+from torchvision.utils import make_grid
 
 from ..data.jigsaw import GRID, original_order
 from ..files import replacing
@@ -24,7 +26,7 @@ _LEAST_SIDE = 180  # pixels; smaller views are enlarged by a whole factor
 
 
 class ViewsHook(HookBase):
-    """Draws the views of a step that has been made: OUTPUT_DIR/views/iteration_0000000.png.
+    """Paints the views of a step that has been made: OUTPUT_DIR/views/iteration_0000000.png.
 
     At the first step of the process, every so many iterations, and at the next step after somebody
     has made a file `show_views` in OUTPUT_DIR, which is then removed. On the main process.
@@ -39,46 +41,42 @@ class ViewsHook(HookBase):
             period: iterations; 0: only the first step and on request.
         """
         self.step = step
-        self.folder = folder
+        self.folder = Path(folder, "views")
         self.image_format = image_format
         self.period = period
-        self.request = os.path.join(folder, "show_views")
+        self.request = Path(folder, "show_views")
 
     def before_step(self) -> None:
         iteration = self.trainer.iter
         is_first = iteration == self.trainer.start_iter
         is_due = self.period > 0 and iteration % self.period == 0
-        self.step.keep_views = is_first or is_due or os.path.exists(self.request)
+        self.step.keep_views = is_first or is_due or self.request.exists()
 
     def after_step(self) -> None:
         views, self.step.views = self.step.views, None
         if views is None:
             return
-        picture = draw_views(views, image_format=self.image_format)
+        picture = paint_views(views, image_format=self.image_format)
         self.trainer.storage.put_image("views", picture.transpose(2, 0, 1))
-        folder = os.path.join(self.folder, "views")
-        file = os.path.join(folder, f"iteration_{self.trainer.iter:07d}.png")
+        file = self.folder / f"iteration_{self.trainer.iter:07d}.png"
         try:
-            if os.path.exists(self.request):
-                os.unlink(self.request)
-            os.makedirs(folder, exist_ok=True)
+            self.request.unlink(missing_ok=True)
+            os.makedirs(self.folder, exist_ok=True)
             with replacing(file) as part:
                 Image.fromarray(picture).save(part, format="PNG")
             logger.info("The views of iteration %d: %s", self.trainer.iter, file)
         except OSError as error:  # a full disk; training matters more
-            logger.warning("Cannot draw the views into %s: %s", file, error)
+            logger.warning("Cannot write the views into %s: %s", file, error)
 
 
-def draw_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB") -> np.ndarray:
-    """The views of the first images of a batch, one image a row, under titles.
+def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB") -> np.ndarray:
+    """Paint the views of the first images of a batch, one image a row, under titles.
 
     Global query and key, then the 3x3 sets of local query and key, each as it enters the network
     and with every patch at its place in the crop. Views that the batch lacks are left out.
 
     Args:
-        batch: what :meth:`DetCoDatasetMapper.finish` returns: `global_query`, `global_key` of shape
-            (N, 3, S, S), `local_query`, `local_key` of shape (N, 9, 3, p, p), uint8, the latter
-            with `{view}/cells` of shape (N, 9).
+        batch: what :meth:`DetCoDatasetMapper.finish` returns.
         images: how many of the N, at most.
         image_format: channel order of the views, "RGB" or "BGR".
 
@@ -88,7 +86,7 @@ def draw_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB"
     Raises:
         ValueError: there is no view in the batch.
     """
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, list[torch.Tensor]] = {}
     for view in ("global_query", "global_key", "local_query", "local_key"):
         if view not in batch:
             continue
@@ -97,27 +95,20 @@ def draw_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB"
             pixels = pixels.flip(-3)
         title = view.replace("_", " ")
         if view.startswith("global"):
-            columns[title] = [_enlarged(image) for image in pixels]
+            columns[title] = list(pixels)
             continue
-        cells = batch[f"{view}/cells"][:images].cpu()
-        columns[f"{title}\nas it enters"] = [_enlarged(_board(patches)) for patches in pixels]
-        columns[f"{title}\noriginal order"] = [
-            _enlarged(_board(original_order(*pair))) for pair in zip(pixels, cells)
-        ]
+        ordered = map(original_order, pixels, batch[f"{view}/cells"][:images].cpu())
+        columns[f"{title}\nas it enters"] = [_board(patches) for patches in pixels]
+        columns[f"{title}\noriginal order"] = [_board(patches) for patches in ordered]
     if not columns:
-        raise ValueError(f"A batch of {sorted(batch)} has no view to draw.")
-    return _table(columns)
+        raise ValueError(f"A batch of {sorted(batch)} has no view to paint.")
+    return _table({title: [_enlarged(i) for i in column] for title, column in columns.items()})
 
 
 def _board(patches: torch.Tensor) -> torch.Tensor:
     """Nine patches of shape (9, 3, p, p) as a white board with gaps, of shape (3, s, s)."""
-    side = patches.shape[-1]
-    step = side + GAP
-    board = patches.new_full((3, GRID * step - GAP, GRID * step - GAP), 255)
-    for i, patch in enumerate(patches):
-        y, x = i // GRID * step, i % GRID * step
-        board[:, y : y + side, x : x + side] = patch
-    return board
+    board = make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)
+    return board[:, GAP:-GAP, GAP:-GAP]
 
 
 def _enlarged(image: torch.Tensor) -> np.ndarray:
@@ -128,14 +119,14 @@ def _enlarged(image: torch.Tensor) -> np.ndarray:
 
 def _table(columns: dict[str, list[np.ndarray]]) -> np.ndarray:
     """Columns of equally many square images, each under its title."""
-    height = max(column[0].shape[0] for column in columns.values()) + MARGIN
-    rows = len(next(iter(columns.values())))
-    width = sum(column[0].shape[1] + MARGIN for column in columns.values()) + MARGIN
-    picture = Image.new("RGB", (width, TITLE_HEIGHT + rows * height), "white")
+    sides = [len(column[0]) for column in columns.values()]
+    height, rows = max(sides) + MARGIN, len(next(iter(columns.values())))
+    size = sum(sides) + MARGIN * (len(sides) + 1), TITLE_HEIGHT + rows * height
+    picture = Image.new("RGB", size, "white")
     pen, x = ImageDraw.Draw(picture), MARGIN
-    for title, column in columns.items():
+    for side, (title, column) in zip(sides, columns.items()):
         pen.multiline_text((x, 2), title, fill="black")
         for row, image in enumerate(column):
             picture.paste(Image.fromarray(image), (x, TITLE_HEIGHT + row * height))
-        x += column[0].shape[1] + MARGIN
+        x += side + MARGIN
     return np.asarray(picture)

@@ -1,36 +1,19 @@
-"""Where the scalars and pictures of pretraining go: JSON, TensorBoard, and W&B if asked for."""
+"""Weights & Biases as one more place that the scalars and pictures of pretraining go to."""
 
-import os
 import uuid
 from pathlib import Path
 from typing import Any
 
+import wandb
 import yaml
 from detectron2.config import CfgNode
-from detectron2.utils.events import (
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-    get_event_storage,
-)
+from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..compat import pictures_of
 from ..files import replacing
 from ..weights.saving import find_checkpoints
 
-_ID_FILE = "wandb_run_id"
-
-
-def build_writers(cfg: CfgNode) -> list[EventWriter]:
-    """metrics.json, Weights & Biases if WANDB.PROJECT is set, TensorBoard's files; in OUTPUT_DIR.
-
-    TensorBoard's comes last: it removes the pictures from the event storage.
-    """
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    return [
-        JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
-        *([WandbWriter(cfg)] if cfg.WANDB.PROJECT else []),
-        TensorboardXWriter(cfg.OUTPUT_DIR),
-    ]
+_WINDOW = 20  # values over which noisy scalars have their median taken, as Detectron2's writers do
 
 
 class WandbWriter(EventWriter):
@@ -40,20 +23,12 @@ class WandbWriter(EventWriter):
     the same run. All else is as W&B's environment variables say (WANDB_MODE=offline, ...).
     """
 
-    def __init__(self, cfg: CfgNode, window_size: int = 20) -> None:
+    def __init__(self, cfg: CfgNode) -> None:
         """
-        Args:
-            cfg: of the run.
-            window_size: values over which noisy scalars have their median taken.
-
         Raises:
             RuntimeError: W&B does not let the run start; says its reason and the ways out.
         """
-        import wandb
-
-        self._window_size = window_size
         self._last_write = -1
-        self._image = wandb.Image
         try:
             self._run: Any = wandb.init(
                 project=cfg.WANDB.PROJECT,
@@ -74,13 +49,12 @@ class WandbWriter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         rows: dict[int, dict[str, Any]] = {}
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(
-            self._window_size
-        ).items():
+        scalars = storage.latest_with_smoothing_hint(_WINDOW)
+        for name, (value, iteration) in scalars.items():
             if iteration > self._last_write:
                 rows.setdefault(iteration, {})[name] = value
-        for name, pixels, iteration in storage._vis_data:  # as TensorboardXWriter reads them
-            rows.setdefault(iteration, {})[name] = self._image(pixels.transpose(1, 2, 0))
+        for name, pixels, iteration in pictures_of(storage):
+            rows.setdefault(iteration, {})[name] = wandb.Image(pixels.transpose(1, 2, 0))
         for iteration in sorted(rows):
             self._run.log({**rows[iteration], "iteration": iteration})
             self._last_write = max(self._last_write, iteration)
@@ -91,7 +65,7 @@ class WandbWriter(EventWriter):
 
 def _run_id(folder: Path) -> str:
     """The id of the run whose checkpoints are in the folder, or a new one, which is kept."""
-    file = folder / _ID_FILE
+    file = folder / "wandb_run_id"
     if file.is_file() and find_checkpoints(folder):
         return file.read_text().strip()
     new = uuid.uuid4().hex[:12]

@@ -2,37 +2,38 @@
 
 # Shape shorthand in this module:
 #   N: images of this process, B: images of all processes, Q: queues, K: queue length,
-#   D: embedding dimension, S: side of a global view, p: side of a patch
+#   D: embedding dimension, S: side of a global view, p: side of a patch; with an index, S: stages
 
 import copy
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.utils import comm
 from torch import nn
 
-from ..compat import current_event_storage
 from ..config_checks import check_detco_config
 from ..families import FAMILIES, required_views
 from .distributed import RowExchange, batch_permutation, concat_all_gather, own_rows
-from .encoder import Encoder, ProjectionHead, checkpoint_activations
-from .losses import MIN_FUSED_TEMPERATURE, fused_info_nce, info_nce
-from .monitors import alignment, embedding_spread, top_k_accuracy, uniformity
+from .encoder import Encoder, checkpoint_activations
+from .losses import info_nce
+from .monitors import Monitor
 from .queue import KeyQueue
+from .snapshot import BufferSnapshot
 
 
-@META_ARCH_REGISTRY.register()
 class DetCo(nn.Module):
     """Contrastive pretraining over several backbone stages and over global and local views.
 
     Equation 1 of the paper: L = sum_i w_i (L_gg^i + L_ll^i + L_gl^i), i over the stages. With one
     stage (res5) and one family (gg) it is MoCo v2.
 
+    A training step is `begin_step`, forward and backward once or in parts, the optimiser, and
+    `finish_step`; or `undo_step` in place of the last two. By itself `forward` changes nothing but
+    the running statistics.
+
     Attributes:
-        watch_closely: also record, of the next steps, what takes time to compute: top-5,
-            alignment and uniformity. Changes nothing that is learnt.
+        monitor: what is watched of each step.
     """
 
     pixel_mean: torch.Tensor
@@ -52,8 +53,6 @@ class DetCo(nn.Module):
         shuffle_bn: bool,
         pixel_mean: list[float],
         pixel_std: list[float],
-        fused_loss: bool = True,
-        fused_ema: bool = True,
         checkpoint_stages: list[str] | None = None,
     ) -> None:
         """
@@ -67,7 +66,6 @@ class DetCo(nn.Module):
             temperature: tau.
             shuffle_bn: shuffle the key images over the processes.
             pixel_mean, pixel_std: of the three channels, on the scale 0..255.
-            fused_loss, fused_ema: off, the same numbers come from the plain formulas.
             checkpoint_stages: see :func:`checkpoint_activations`; of the query encoder.
         """
         super().__init__()
@@ -87,16 +85,12 @@ class DetCo(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
-        self.fused_loss = fused_loss and temperature >= MIN_FUSED_TEMPERATURE
-        self.fused_ema = fused_ema
         # walking over modules for them takes longer than a GPU takes for the average
         self._ema_keys: list[torch.Tensor] = list(self.key_encoder.parameters())
         self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
-        self.watch_closely = False
-        self._waiting_keys: list[torch.Tensor] = []
-        self._watched: list[tuple[list[str], torch.Tensor]] = []
-        self._statistics: list[list[torch.Tensor]] = []
-        self._kept_statistics: list[list[torch.Tensor]] = []
+        self.monitor = Monitor()
+        self._waiting_keys: list[torch.Tensor] | None = None  # of the parts of an open step
+        self._statistics: BufferSnapshot | None = None
         shape = (-1, 1, 1)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(shape), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(shape), persistent=False)
@@ -105,37 +99,8 @@ class DetCo(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_detco_config(cfg)
         node = cfg.MODEL.DETCO
-        backbone = build_backbone(_without_idle_stages(cfg))
-        shapes = backbone.output_shape()
-        missing = [stage for stage in node.STAGES if stage not in shapes]
-        if missing:
-            raise ValueError(
-                f"MODEL.DETCO.STAGES asks for {missing}, but the backbone gives {list(shapes)}; "
-                "for a ResNet set MODEL.RESNETS.OUT_FEATURES to at least MODEL.DETCO.STAGES."
-            )
-
-        def heads(hidden_dims: list[int], vectors: int) -> dict[str, ProjectionHead]:
-            result = {}
-            for i, stage in enumerate(node.STAGES):
-                channels = shapes[stage].channels
-                hidden = hidden_dims[i] if hidden_dims else channels
-                result[stage] = ProjectionHead(
-                    vectors * channels, hidden, node.EMBED_DIM, node.HEAD_NORM
-                )
-            return result
-
-        views = required_views(node.FAMILIES)
-        has_global = any(view.startswith("global") for view in views)
-        has_local = any(view.startswith("local") for view in views)
-        encoder = Encoder(
-            backbone,
-            list(node.STAGES),
-            heads(node.GLOBAL_HIDDEN_DIMS, 1) if has_global else {},
-            heads(node.LOCAL_HIDDEN_DIMS, 9) if has_local else {},
-            channels_last=node.CHANNELS_LAST,
-        )
         return {
-            "query_encoder": encoder,
+            "query_encoder": Encoder(cfg),
             "families": list(node.FAMILIES),
             "stage_weights": dict(zip(node.STAGES, node.STAGE_WEIGHTS)),
             "queue_length": node.QUEUE_LENGTH,
@@ -145,24 +110,18 @@ class DetCo(nn.Module):
             "shuffle_bn": node.SHUFFLE_BN,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "fused_loss": node.FUSED_LOSS,
-            "fused_ema": node.FUSED_EMA,
             "checkpoint_stages": list(node.CHECKPOINT_STAGES),
         }
 
-    def forward(self, batch: dict[str, Any], is_whole_step: bool = True) -> dict[str, torch.Tensor]:
-        """The losses of one training step, or of a part of one.
+    def forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Compute the losses of these views.
 
-        By itself a call is a whole step: the momentum encoder moves first, and the queues take the
-        keys last, whatever comes out. A trainer that cuts a batch into parts, or looks at a step
-        before it counts, says so and calls :meth:`begin_step`, and then :meth:`finish_step` or
-        :meth:`undo_step`.
+        In a step that has begun their keys wait for its end; otherwise they are dropped.
 
         Args:
             batch: uint8 tensors `global_query` and `global_key` of shape (N, 3, S, S),
                 `local_query` and `local_key` of shape (N, 9, 3, p, p); only those that
                 :attr:`views` names are read.
-            is_whole_step: otherwise momentum encoder and queues are left alone.
 
         Returns:
             `loss_{family}_{stage}`: w_i times the family's InfoNCE at stage i, scalars.
@@ -177,75 +136,67 @@ class DetCo(nn.Module):
             )
         device = self.pixel_mean.device
         views = {name: batch[name].to(device, non_blocking=True) for name in self.views}
-        if is_whole_step:
-            self._update_momentum_encoder()
         order, exchange = self._start_shuffle(views)
         queries = self.query_encoder(
-            self._normalise(views.get("global_query")), self._normalise(views.get("local_query"))
+            self.normalise(views.get("global_query")), self.normalise(views.get("local_query"))
         )
         own_keys, all_keys = self._encode_keys(views, order, exchange)
-        losses = self._compute_losses(queries, own_keys)
-        if is_whole_step:
-            self.queue.enqueue(all_keys)
-            self._record()
-        else:
+        if self._waiting_keys is not None:
             self._waiting_keys.append(all_keys)
-        return losses
+        with torch.autocast(device.type, enabled=False):
+            terms = self.contrast(queries, own_keys)
+        return {
+            f"loss_{family}_{stage}": self.stage_weights[stage] * loss
+            for (family, stage), loss in terms.items()
+        }
 
-    @torch.no_grad()
     def begin_step(self) -> None:
         """Remember what a forward pass changes, the running statistics of both encoders."""
-        self._forget_parts()
-        if not self._statistics:
-            by_type: dict[torch.dtype, list[torch.Tensor]] = {}
-            for encoder in (self.query_encoder, self.key_encoder):
-                for buffer in encoder.buffers():
-                    by_type.setdefault(buffer.dtype, []).append(buffer)
-            self._statistics = list(by_type.values())
-            self._kept_statistics = [
-                [torch.empty_like(buffer) for buffer in group] for group in self._statistics
-            ]
-        for kept, group in zip(self._kept_statistics, self._statistics):
-            torch._foreach_copy_(kept, group)
+        self._waiting_keys = []
+        self.monitor.forget()
+        if self._statistics is None:
+            self._statistics = BufferSnapshot(self.query_encoder, self.key_encoder)
+        self._statistics.take()
 
-    @torch.no_grad()
     def finish_step(self) -> None:
         """After the optimiser: the queues take the keys of all parts, the momentum encoder moves.
 
-        The next step then meets what it would have met, had the average come first in it. What
-        was watched is recorded: the mean over the parts, of this process.
+        What was watched is recorded: the mean over the parts, of this process.
+
+        Raises:
+            RuntimeError: no step has begun, or nothing was computed in it.
         """
+        if not self._waiting_keys:
+            raise RuntimeError("finish_step comes after begin_step and at least one forward.")
         self.queue.enqueue(torch.cat(self._waiting_keys, dim=1))
-        self._update_momentum_encoder()
-        self._record()
-        self._forget_parts()
+        self.update_momentum_encoder()
+        self.monitor.record()
+        self._waiting_keys = None
 
-    @torch.no_grad()
     def undo_step(self) -> None:
-        """Put everything back to where :meth:`begin_step` found it, bit for bit."""
-        self._forget_parts()
-        for kept, group in zip(self._kept_statistics, self._statistics):
-            torch._foreach_copy_(group, kept)
+        """Put everything back to where :meth:`begin_step` found it, bit for bit.
 
-    def _forget_parts(self) -> None:
-        self._waiting_keys.clear()
-        self._watched.clear()
+        Raises:
+            RuntimeError: no step has begun.
+        """
+        if self._statistics is None or self._waiting_keys is None:
+            raise RuntimeError("undo_step comes after begin_step.")
+        self._statistics.restore()
+        self.monitor.forget()
+        self._waiting_keys = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._statistics = []  # a change of device or type replaces buffers
+        self._statistics = None  # a change of device or type replaces buffers
         return super()._apply(fn, recurse)
 
-    def _normalise(self, images: torch.Tensor | None) -> torch.Tensor | None:
+    def normalise(self, images: torch.Tensor | None) -> torch.Tensor | None:
+        """Bring pixels of shape (..., 3, H, W) from 0..255 to the scale that the encoders want."""
         return None if images is None else (images - self.pixel_mean) / self.pixel_std
 
     @torch.no_grad()
-    def _update_momentum_encoder(self) -> None:
+    def update_momentum_encoder(self) -> None:
         """theta_k <- m theta_k + (1 - m) theta_q, parameters only (MoCo eq. 2)."""
-        if self.fused_ema:
-            torch._foreach_lerp_(self._ema_keys, self._ema_queries, 1.0 - self.momentum)
-            return
-        for key, query in zip(self._ema_keys, self._ema_queries):
-            key.copy_(key * self.momentum + query * (1.0 - self.momentum))
+        torch._foreach_lerp_(self._ema_keys, self._ema_queries, 1.0 - self.momentum)
 
     def _start_shuffle(
         self, views: dict[str, torch.Tensor]
@@ -278,116 +229,43 @@ class DetCo(nn.Module):
             sizes = [key[0].numel() for key in keys.values()]
             parts = exchange.wait().split(sizes, dim=1)
             keys = {name: part.view_as(keys[name]) for name, part in zip(keys, parts)}
-        embeddings = self.key_encoder(*(self._normalise(keys.get(v)) for v in ("global", "local")))
+        embeddings = self.key_encoder(*(self.normalise(keys.get(v)) for v in ("global", "local")))
         all_keys = torch.stack([embeddings[name] for name in self.queue_names])
         all_keys = concat_all_gather(all_keys, dim=1)
         if order is not None:
             all_keys = all_keys[:, torch.argsort(order).to(all_keys.device)]
         return own_rows(all_keys, dim=1), all_keys
 
-    def _compute_losses(
+    def contrast(
         self, queries: dict[tuple[str, str], torch.Tensor], keys: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        compute = self._fused_losses if self.fused_loss else self._plain_losses
-        with torch.autocast(self.pixel_mean.device.type, enabled=False):
-            names, info_nces, top1s = compute(queries, keys)
-            self._watch(names, queries, keys, info_nces, top1s)
-        return {
-            f"loss_{family}_{stage}": self.stage_weights[stage] * loss
-            for (family, stage), loss in zip(names, info_nces)
-        }
+    ) -> dict[tuple[str, str], torch.Tensor]:
+        """Compare queries with their keys and the queues, each queue in one pass.
 
-    def _fused_losses(
-        self, queries: dict[tuple[str, str], torch.Tensor], keys: torch.Tensor
-    ) -> tuple[list[tuple[str, str]], torch.Tensor, torch.Tensor]:
-        """The families and stages, with their InfoNCE and top-1 share, in one pass a queue."""
-        names, losses, top1s = [], [], []
-        count = len(self.stage_weights)
+        Args:
+            queries: of shape (N, D), by (view, stage).
+            keys: of this process, of shape (Q, N, D).
+
+        Returns:
+            InfoNCE by (family, stage), scalars.
+        """
+        result: dict[tuple[str, str], torch.Tensor] = {}
+        stages = list(self.stage_weights)
         for i, key_view in enumerate(self.key_views):
             families = [f for f in self.families if FAMILIES[f][1] == key_view]
+            asking = [FAMILIES[family][0] for family in families]
             query_SND = torch.stack(
-                [
-                    torch.cat([queries[FAMILIES[family][0], stage] for family in families])
-                    for stage in self.stage_weights
-                ]
+                [torch.cat([queries[view, stage] for view in asking]) for stage in stages]
             )
-            queues = slice(i * count, (i + 1) * count)
-            key_SND = keys[queues].repeat(1, len(families), 1)
-            loss, nearest = fused_info_nce(
-                query_SND, key_SND, self.queue.features[queues], self.temperature
-            )
-            by_family = (count, len(families), -1)
-            losses.append(loss.view(by_family).mean(dim=2).flatten())
-            top1s.append(nearest.view(by_family).to(loss.dtype).mean(dim=2).flatten())
-            names += [(family, stage) for stage in self.stage_weights for family in families]
-        return names, torch.cat(losses), torch.cat(top1s)
-
-    def _plain_losses(
-        self, queries: dict[tuple[str, str], torch.Tensor], keys: torch.Tensor
-    ) -> tuple[list[tuple[str, str]], torch.Tensor, torch.Tensor]:
-        """The same by concatenated logits, a term at a time."""
-        # The queue changes in place before backward, which still needs these negatives.
-        queues = self.queue.features.clone()
-        names = [(family, stage) for family in self.families for stage in self.stage_weights]
-        results = []
-        for family, stage in names:
-            query_view, key_view = FAMILIES[family]
-            i = self.queue_names.index((key_view, stage))
-            results.append(
-                info_nce(queries[query_view, stage], keys[i], queues[i], self.temperature)
-            )
-        losses, top1s = zip(*results)
-        return names, torch.stack(losses), torch.stack(top1s)
-
-    @torch.no_grad()
-    def _watch(
-        self,
-        terms: list[tuple[str, str]],
-        queries: dict[tuple[str, str], torch.Tensor],
-        keys: torch.Tensor,
-        info_nces: torch.Tensor,
-        top1s: torch.Tensor,
-    ) -> None:
-        """Note the health of each term and of each view's embeddings; no transfer yet."""
-        by_term = {"info_nce": info_nces.detach(), "top1": top1s}
-        embeddings = torch.stack(list(queries.values()))
-        by_view = {"spread": embedding_spread(embeddings)}
-        if self.watch_closely:
-            asked = [queries[FAMILIES[family][0], stage] for family, stage in terms]
-            owners = [self.queue_names.index((FAMILIES[f][1], stage)) for f, stage in terms]
-            by_term["alignment"] = alignment(torch.stack(asked), keys[owners])
-            by_term["top5"] = torch.stack(
-                [
-                    top_k_accuracy(query, keys[i], self.queue.features[i], 5)
-                    for query, i in zip(asked, owners)
-                ]
-            )
-            by_view["uniformity"] = uniformity(embeddings)
-        groups = ((terms, by_term), (list(queries), by_view))
-        names = [
-            f"{kind}/{first}_{stage}"
-            for labels, values in groups
-            for kind in values
-            for first, stage in labels
-        ]
-        self._watched.append((names, torch.cat([*by_term.values(), *by_view.values()])))
-
-    def _record(self) -> None:
-        """Put the mean over the parts into the event storage, with one transfer from the device."""
-        storage = current_event_storage()
-        if storage is not None and self._watched:
-            values = torch.stack([part for _, part in self._watched]).mean(dim=0)
-            for name, value in zip(self._watched[0][0], values.tolist()):
-                is_in_every_step = name.startswith(("info_nce/", "top1/", "spread/"))
-                storage.put_scalar(name, value, smoothing_hint=is_in_every_step)
-        self._watched.clear()
-
-
-def _without_idle_stages(cfg: CfgNode) -> CfgNode:
-    """Let a ResNet end at the deepest stage under contrast; DDP refuses layers that idle."""
-    outputs = [name for name in cfg.MODEL.RESNETS.OUT_FEATURES if name in cfg.MODEL.DETCO.STAGES]
-    cfg = cfg.clone()
-    cfg.defrost()
-    if outputs:
-        cfg.MODEL.RESNETS.OUT_FEATURES = outputs
-    return cfg
+            own = slice(i * len(stages), (i + 1) * len(stages))
+            key_SND = keys[own].repeat(1, len(families), 1)
+            queue_SKD = self.queue.features[own]
+            loss_SN, is_nearest_SN = info_nce(query_SND, key_SND, queue_SKD, self.temperature)
+            terms = [(family, stage) for stage in stages for family in families]
+            result.update(zip(terms, loss_SN.view(len(terms), -1).mean(dim=1)))
+            if self._waiting_keys is not None:
+                self.monitor.note_terms(
+                    terms, loss_SN, is_nearest_SN, query_SND, key_SND, queue_SKD
+                )
+        if self._waiting_keys is not None:
+            self.monitor.note_views(queries)
+        return result

@@ -10,8 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import build_backbone
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from ..families import required_views
 
 _HEAD_NORMS = {"": None, "BN": nn.BatchNorm1d, "SyncBN": nn.SyncBatchNorm, "LN": nn.LayerNorm}
 
@@ -24,15 +28,8 @@ class ProjectionHead(nn.Module):
         Args:
             in_channels, hidden_dim, embed_dim: widths.
             norm: "", "BN", "SyncBN" or "LN", after the hidden layer.
-
-        Raises:
-            ValueError: an unknown norm.
         """
         super().__init__()
-        if norm not in _HEAD_NORMS:
-            raise ValueError(
-                f"MODEL.DETCO.HEAD_NORM is {norm!r}; it must be one of {list(_HEAD_NORMS)}."
-            )
         norm_class = _HEAD_NORMS[norm]
         self.hidden = nn.Linear(in_channels, hidden_dim)
         self.norm = norm_class(hidden_dim) if norm_class else nn.Identity()
@@ -49,28 +46,59 @@ class ProjectionHead(nn.Module):
 class Encoder(nn.Module):
     """Backbone and heads; one instance is the query encoder, its copy the momentum encoder."""
 
+    @configurable
     def __init__(
         self,
+        *,
         backbone: nn.Module,
         stages: list[str],
         global_heads: dict[str, ProjectionHead],
         local_heads: dict[str, ProjectionHead],
-        channels_last: bool = False,
     ) -> None:
         """
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
             stages: names of the outputs under contrast.
-            global_heads: a head of C inputs a stage; empty when no family reads global views.
-            local_heads: a head of 9C inputs a stage; empty when no family reads local views.
-            channels_last: the backbone's memory format; the same numbers, faster convolutions.
+            global_heads, local_heads: a head of C and of 9C inputs a stage; empty when no family
+                reads such views.
         """
         super().__init__()
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last  # the same numbers, faster convolutions
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.stages = stages
         self.global_heads = nn.ModuleDict(global_heads)
         self.local_heads = nn.ModuleDict(local_heads)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: the backbone lacks a stage that is asked for.
+        """
+        node = cfg.MODEL.DETCO
+        backbone = build_backbone(_without_idle_stages(cfg))
+        shapes = backbone.output_shape()
+        missing = [stage for stage in node.STAGES if stage not in shapes]
+        if missing:
+            raise ValueError(
+                f"MODEL.DETCO.STAGES asks for {missing}, but the backbone gives {list(shapes)}; "
+                "for a ResNet set MODEL.RESNETS.OUT_FEATURES to at least MODEL.DETCO.STAGES."
+            )
+
+        def heads(hidden_dims: list[int], vectors: int) -> dict[str, ProjectionHead]:
+            channels = [shapes[stage].channels for stage in node.STAGES]
+            return {
+                stage: ProjectionHead(vectors * width, hidden, node.EMBED_DIM, node.HEAD_NORM)
+                for stage, width, hidden in zip(node.STAGES, channels, hidden_dims or channels)
+            }
+
+        views = {view.partition("_")[0] for view in required_views(node.FAMILIES)}
+        return {
+            "backbone": backbone,
+            "stages": list(node.STAGES),
+            "global_heads": heads(node.GLOBAL_HIDDEN_DIMS, 1) if "global" in views else {},
+            "local_heads": heads(node.LOCAL_HIDDEN_DIMS, 9) if "local" in views else {},
+        }
 
     def forward(
         self, global_images: torch.Tensor | None, local_patches: torch.Tensor | None
@@ -101,6 +129,16 @@ class Encoder(nn.Module):
         """Global average pool of each stage: {stage: (N, C)}."""
         features = self.backbone(images.contiguous(memory_format=self.memory_format))
         return {stage: features[stage].mean(dim=(2, 3)) for stage in self.stages}
+
+
+def _without_idle_stages(cfg: CfgNode) -> CfgNode:
+    """Let a ResNet end at the deepest stage under contrast; DDP refuses layers that idle."""
+    outputs = [name for name in cfg.MODEL.RESNETS.OUT_FEATURES if name in cfg.MODEL.DETCO.STAGES]
+    cfg = cfg.clone()
+    cfg.defrost()
+    if outputs:
+        cfg.MODEL.RESNETS.OUT_FEATURES = outputs
+    return cfg
 
 
 def checkpoint_activations(backbone: nn.Module, stages: list[str]) -> None:

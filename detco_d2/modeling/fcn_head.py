@@ -13,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
 class FCN16sHead(nn.Module):
     """Two dilated 3x3 convolutions and a classifier on one feature map of stride 16.
 
@@ -41,12 +39,10 @@ class FCN16sHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_feature: name of the backbone's feature map.
-            in_channels: its channels.
-            stride: its stride in pixels, by which the logits are upsampled.
+            in_feature, in_channels, stride: the backbone's feature map; the logits are upsampled
+                by its stride.
             num_classes: how many classes are told apart.
-            conv_dim: channels of the two convolutions.
-            norm: a Detectron2 norm name, for both convolutions.
+            conv_dim, norm: channels of the two convolutions, and a Detectron2 norm name.
             ignore_value: label of the pixels without a class, and of padding.
             loss_weight: factor of the loss.
             dilation: of the two convolutions; 6 is MoCo's, after DeepLab's large field of view.
@@ -56,21 +52,19 @@ class FCN16sHead(nn.Module):
         self.stride = stride
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
-        self.convs = nn.Sequential(
-            *(
-                Conv2d(
-                    channels,
-                    conv_dim,
-                    kernel_size=3,
-                    padding=dilation,
-                    dilation=dilation,
-                    bias=not norm,
-                    norm=get_norm(norm, conv_dim),
-                    activation=F.relu,
-                )
-                for channels in (in_channels, conv_dim)
+        self.convs = nn.Sequential()
+        for channels in (in_channels, conv_dim):
+            conv = Conv2d(
+                channels,
+                conv_dim,
+                kernel_size=3,
+                padding=dilation,
+                dilation=dilation,
+                bias=not norm,
+                norm=get_norm(norm, conv_dim),
+                activation=F.relu,
             )
-        )
+            self.convs.append(conv)
         self.classifier = Conv2d(conv_dim, num_classes, kernel_size=1)
         for conv in self.convs:
             weight_init.c2_msra_fill(conv)
@@ -128,12 +122,7 @@ class FCN16sHead(nn.Module):
         return None, {"loss_sem_seg": self.loss_weight * self.loss(logits_NKHW, targets_NHW)}
 
     def loss(self, logits_NKHW: torch.Tensor, targets_NHW: torch.Tensor) -> torch.Tensor:
-        """The mean cross entropy over the pixels that have a class; 0 where none has.
-
-        Args:
-            logits_NKHW: at least as high and wide as the targets.
-            targets_NHW: class indices or `ignore_value`, of shape (N, H, W).
-        """
+        """Compute the mean cross entropy over the pixels that have a class; 0 where none has."""
         height, width = targets_NHW.shape[-2:]
         total = F.cross_entropy(
             logits_NKHW[..., :height, :width],

@@ -1,79 +1,123 @@
 """Numbers that tell whether the contrast learns; none of them changes what is learnt."""
 
 # Shape shorthand in this module:
-#   N: queries of a queue, D: embedding dimension, K: negatives
+#   S: queues (stages), N: queries of a queue, D: embedding dimension, K: negatives
 
 import math
+from statistics import fmean
 
 import torch
 
+from ..compat import current_event_storage
 from .losses import BLOCK
 
 
+class Monitor:
+    """Gathers such numbers over the parts of a step, and records their means when it counts.
+
+    Attributes:
+        closely: also note, of the next parts, what takes time to compute: top-5, alignment and
+            uniformity.
+    """
+
+    def __init__(self) -> None:
+        self.closely = False
+        self._noted: list[tuple[list[str], torch.Tensor]] = []
+
+    def note_terms(
+        self,
+        terms: list[tuple[str, str]],
+        loss_SN: torch.Tensor,
+        is_nearest_SN: torch.Tensor,
+        query_SND: torch.Tensor,
+        key_SND: torch.Tensor,
+        queue_SKD: torch.Tensor,
+    ) -> None:
+        """Note `info_nce/`, `top1/`, and closely `top5/` and `alignment/` of terms.
+
+        Args:
+            terms: (family, stage) of each; they share the S x N queries equally, in this order.
+            loss_SN, is_nearest_SN: what :func:`info_nce` gives.
+            query_SND, key_SND, queue_SKD: what it was given.
+        """
+        self._note("info_nce", terms, loss_SN)
+        self._note("top1", terms, is_nearest_SN)
+        if self.closely:
+            self._note("top5", terms, is_among_nearest(query_SND, key_SND, queue_SKD, k=5))
+            self._note("alignment", terms, squared_distance(query_SND, key_SND))
+
+    @torch.no_grad()
+    def note_views(self, embeddings: dict[tuple[str, str], torch.Tensor]) -> None:
+        """Note `spread/`, and closely `uniformity/`, of embeddings (N, D) by (view, stage)."""
+        stacked = torch.stack(list(embeddings.values()))
+        self._note("spread", list(embeddings), embedding_spread(stacked))
+        if self.closely:
+            self._note("uniformity", list(embeddings), uniformity(stacked))
+
+    def _note(self, kind: str, labels: list[tuple[str, str]], values: torch.Tensor) -> None:
+        """Keep the mean of each label's share of the values; nothing leaves the device yet."""
+        names = [f"{kind}/{first}_{stage}" for first, stage in labels]
+        shares = values.detach().float().view(len(names), -1)
+        self._noted.append((names, shares.mean(dim=1)))
+
+    def record(self) -> None:
+        """Put the means over the parts into the event storage, with one transfer, and forget."""
+        storage = current_event_storage()
+        if storage is not None and self._noted:
+            names = [name for names, _ in self._noted for name in names]
+            by_name: dict[str, list[float]] = {name: [] for name in names}
+            for name, value in zip(names, torch.cat([v for _, v in self._noted]).tolist()):
+                by_name[name].append(value)
+            for name, values in by_name.items():
+                is_in_every_step = name.startswith(("info_nce/", "top1/", "spread/"))
+                storage.put_scalar(name, fmean(values), smoothing_hint=is_in_every_step)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what has been noted."""
+        self._noted.clear()
+
+
 def embedding_spread(embedding: torch.Tensor) -> torch.Tensor:
-    """How far L2-normalised embeddings spread: sqrt(D) times the mean deviation a dimension.
+    """Compute how far unit vectors (..., N, D) spread: sqrt(D) times the deviation a dimension.
 
     1 for embeddings uniform on the sphere, 0 when all are the same (a collapse); NaN for N = 1.
-
-    Args:
-        embedding: of shape (..., N, D).
-
-    Returns:
-        of shape (...), without gradient.
     """
     deviation = embedding.detach().std(dim=-2)
     return deviation.mean(dim=-1) * embedding.shape[-1] ** 0.5
 
 
-def top_k_accuracy(
-    query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor, k: int
+@torch.no_grad()
+def is_among_nearest(
+    query_SND: torch.Tensor, key_SND: torch.Tensor, queue_SKD: torch.Tensor, k: int
 ) -> torch.Tensor:
-    """The share of queries whose positive is among the k nearest of the K + 1 keys.
+    """Tell which queries, of shape (S, N), have their positive among the k nearest of K + 1 keys.
 
-    Walks over the queue in blocks; chance is k / (K + 1), and all positives are when K < k.
-
-    Args:
-        query_ND, key_ND, queue_KD: as in :func:`info_nce`.
-        k: at least 1.
-
-    Returns:
-        a scalar without gradient.
+    Walks over the queues in blocks. Chance is k / (K + 1), and all positives are when K < k.
     """
-    query_ND = query_ND.detach()
-    positive_N1 = (query_ND * key_ND).sum(dim=1, keepdim=True)
-    nearer_N = torch.zeros_like(positive_N1[:, 0])
-    for block_BD in queue_KD.split(BLOCK):
-        nearer_N += (query_ND @ block_BD.T > positive_N1).sum(dim=1)
-    return (nearer_N < k).to(query_ND.dtype).mean()
+    positive_S1N = (query_SND * key_SND).sum(dim=2)[:, None]
+    nearer_SN = torch.zeros_like(positive_S1N[:, 0])
+    for block_SBD in queue_SKD.split(BLOCK, dim=1):
+        similarity_SBN = torch.bmm(block_SBD, query_SND.transpose(1, 2))
+        nearer_SN += (similarity_SBN > positive_S1N).sum(dim=1)
+    return nearer_SN < k
 
 
-def alignment(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The mean squared distance of queries to their positives (Wang & Isola 2020, alpha = 2).
+@torch.no_grad()
+def squared_distance(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Compute |q - k|^2 of unit vectors (..., D): the alignment (Wang & Isola 2020, alpha = 2).
 
-    0 when all positives coincide with their queries, 2 for unrelated vectors, at most 4.
-
-    Args:
-        query, key: L2-normalised, of shape (..., N, D).
-
-    Returns:
-        of shape (...), without gradient.
+    0 when a positive coincides with its query, 2 for unrelated vectors, at most 4.
     """
-    return (query.detach() - key).square().sum(dim=-1).mean(dim=-1)
+    return (query - key).square().sum(dim=-1)
 
 
 def uniformity(embedding: torch.Tensor) -> torch.Tensor:
-    """log of the mean of e^(-2 |x - y|^2) over the pairs of a batch (Wang & Isola 2020, t = 2).
+    """Compute log of the mean of e^(-2 |x - y|^2) over pairs (Wang & Isola 2020, t = 2).
 
-    0 when all embeddings are the same; uniform on the sphere gives about -4 + 8 / D (-3.94 for
-    D = 128). NaN for N = 1, which has no pairs.
-
-    Args:
-        embedding: L2-normalised, of shape (..., N, D).
-
-    Returns:
-        of shape (...), without gradient.
+    Of unit vectors (..., N, D). 0 when all are the same; uniform on the sphere gives about
+    -4 + 8 / D (-3.94 for D = 128). NaN for N = 1, which has no pairs.
     """
-    embedding = embedding.detach()
     count = embedding.shape[-2]
     # of unit vectors, |x - y|^2 = 2 - 2 x.y
     kernel = torch.exp(4 * (embedding @ embedding.transpose(-1, -2) - 1))

@@ -4,10 +4,9 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import get_norm
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads
 
 
-@ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """`Res5ROIHeads` with one more norm after res5, as self-supervised C4 detectors have it.
 

@@ -63,7 +63,9 @@ def test_rows_travel_to_the_process_that_the_permutation_names(ranks):
 def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
     torch.manual_seed(0)
     model = build_model(tiny_config(*NORM_FREE)).double().train()
+    model.begin_step()
     sum(model(make_batch(4)).values()).backward()
+    model.finish_step()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
     for rank in ranks:
         assert torch.allclose(rank["accumulated"], gradient, rtol=1e-6, atol=1e-9)

@@ -1,6 +1,7 @@
 """Run by torchrun in two CPU processes: steps of DetCo under DDP, and what they end with."""
 
 import sys
+from typing import Any
 
 import torch
 from detectron2.engine import create_ddp_model
@@ -17,13 +18,16 @@ NORM_FREE = [*R18, "MODEL.RESNETS.NORM", "GN"]
 
 def run(model: torch.nn.Module, steps: int, part: slice) -> list[dict[str, float]]:
     """Train on this process's part of batches of four; returns the losses of each step."""
+    detco: Any = getattr(model, "module", model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
     losses_of_steps = []
     for step in range(steps):
+        detco.begin_step()
         losses = model({name: view[part] for name, view in make_batch(4, seed=step).items()})
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
+        detco.finish_step()
         losses_of_steps.append({name: loss.item() for name, loss in losses.items()})
     return losses_of_steps
 
@@ -34,8 +38,8 @@ def accumulate(model: torch.nn.Module, own: slice) -> torch.Tensor:
     first, second = ({name: view[i : i + 1] for name, view in batch.items()} for i in (0, 1))
     model.module.begin_step()
     with model.no_sync():
-        (sum(model(first, is_whole_step=False).values()) / 2).backward()
-    (sum(model(second, is_whole_step=False).values()) / 2).backward()
+        (sum(model(first).values()) / 2).backward()
+    (sum(model(second).values()) / 2).backward()
     model.module.finish_step()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 

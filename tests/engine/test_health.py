@@ -15,10 +15,15 @@ from .test_pretrain import make_trainer
 
 
 def toy_detco(length=10):
+    monitor = SimpleNamespace(closely=False)
     queue = SimpleNamespace(features=torch.zeros(1, length, 2), num_enqueued=torch.tensor(0))
     views = ["global_query", "global_key", "local_query"]
     return SimpleNamespace(
-        queue=queue, families=["gg", "gl"], stage_weights={"res4": 0.5, "res5": 1.0}, views=views
+        monitor=monitor,
+        queue=queue,
+        families=["gg", "gl"],
+        stage_weights={"res4": 0.5, "res5": 1.0},
+        views=views,
     )
 
 
@@ -85,7 +90,7 @@ def test_the_status_line_says_progress_loss_accuracy_geometry_queues_and_speed(s
 def test_a_line_comes_at_the_first_the_last_and_each_20th_iteration_which_are_watched(said):
     hook = HealthHook(toy_detco(), 4)
     watched = []
-    follow(hook, 45, lambda i: watched.append(hook.detco.watch_closely) or {})
+    follow(hook, 45, lambda i: watched.append(hook.detco.monitor.closely) or {})
     assert [i for i, closely in enumerate(watched) if closely] == [0, 19, 39, 44]
     done = [int(line.split()[1]) for line in lines(said)[1:]]
     assert done == [1, 20, 40, 45]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 
 import pytest
@@ -48,3 +49,16 @@ def test_a_missing_config_file_is_said(script):
     done = warm.run([sys.executable, script, "--config-file", "none.yaml"])
     assert done.returncode == 1
     assert "--config-file 'none.yaml' is no file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script, unused",
+    [
+        ("pretrain_net", {"probes", "engine.knn", "engine.writers", "modeling.fcn_head"}),
+        ("train_net", {"modeling.detco", "data.mapper", "engine.pretrain", "engine.step"}),
+    ],
+)
+def test_a_script_does_not_load_what_only_other_configs_use(script, unused):
+    code = f"import sys, {script}; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], cwd=warm.ROOT)
+    assert not {f"detco_d2.{name}" for name in unused} & set(loaded.decode().split())

@@ -81,8 +81,7 @@ def train(config, output, *settings):
     os.makedirs(output, exist_ok=True)
     trainer = TransferTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.train()
-    return trainer
+    return trainer, trainer.train()
 
 
 def train_and_evaluate(config, weights, train_set, test_set, output, *settings):
@@ -99,8 +98,7 @@ def test_the_three_detectors_train_and_evaluate_on_real_images(
         assert os.path.isfile(metadata.json_file), metadata.json_file
     train_set = register_coco_subset("coco_2017_train", 8, 0, str(tmp_path))
     test_set = register_coco_subset("coco_2017_val", 4, 0, str(tmp_path))
-    trainer = train_and_evaluate(config, pretrained_50, train_set, test_set, tmp_path / "out")
-    results = trainer._last_eval_results
+    _, results = train_and_evaluate(config, pretrained_50, train_set, test_set, tmp_path / "out")
     assert 0 <= results["bbox"]["AP"] <= 100
     if "mask" in config:
         assert 0 <= results["segm"]["AP"] <= 100
@@ -114,9 +112,8 @@ def test_every_protocol_trains_and_is_evaluated_on_its_own_data_sets(
     settings = ["MODEL.WEIGHTS", pretrained_50]
     if config == SEGMENTATION:
         settings += SMALL_CROPS
-    trainer = train(config, tmp_path, *settings)
+    trainer, results = train(config, tmp_path, *settings)
     metrics, losses = METRICS[kind]
-    results = trainer._last_eval_results
     assert set(results) == set(metrics)
     for task, names in metrics.items():
         for name in names:
@@ -166,7 +163,7 @@ def test_detectors_have_detectron2s_own_augmentations():
 def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
     data = register_scenes(scenes, "train"), register_scenes(scenes, "test")
     config, classes = "demo/faster_rcnn_R_18_FPN.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", 4]
-    trainer = train_and_evaluate(config, "", *data, tmp_path, *classes)
+    trainer, trained = train_and_evaluate(config, "", *data, tmp_path, *classes)
 
     def predictions():
         found = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
@@ -181,14 +178,14 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
         (tmp_path / "inference" / "coco_instances_results.json").unlink()
         results = evaluate(cfg, resume=resume)
         assert predictions() == (pytest.approx(scores), [pytest.approx(box) for box in boxes])
-        assert results["bbox"] == pytest.approx(trainer._last_eval_results["bbox"], nan_ok=True)
+        assert results["bbox"] == pytest.approx(trained["bbox"], nan_ok=True)
 
 
 def test_a_resumed_fine_tuning_continues_at_its_iteration(scenes, tmp_path):
     data = register_scenes(scenes, "train"), register_scenes(scenes, "test")
     settings = ["MODEL.ROI_HEADS.NUM_CLASSES", 4]
     config = "demo/faster_rcnn_R_18_FPN.yaml"
-    first = train_and_evaluate(config, "", *data, tmp_path, *settings)
+    first, _ = train_and_evaluate(config, "", *data, tmp_path, *settings)
     cfg = first.cfg.clone()
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = 4
@@ -204,7 +201,7 @@ def test_mixed_precision_on_the_cpu_is_bfloat16_and_close_to_float32(scenes, tmp
     losses, dtypes = [], set()
     for enabled in (False, True):
         seed_all_rng(0)  # the same start, images and anchors for both
-        trainer = train_and_evaluate(
+        trainer, _ = train_and_evaluate(
             "demo/faster_rcnn_R_18_FPN.yaml",
             *["", *data, tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 4, "SOLVER.MAX_ITER", 1],
             *["SOLVER.STEPS", (), "SOLVER.AMP.ENABLED", enabled],

@@ -15,7 +15,7 @@ from detco_d2.data.jigsaw import cut_jigsaw, draw_jigsaw, original_order
 from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.data.stream import collate_views
 from detco_d2.engine import views_hook
-from detco_d2.engine.views_hook import GAP, MARGIN, TITLE_HEIGHT, ViewsHook, draw_views
+from detco_d2.engine.views_hook import GAP, MARGIN, TITLE_HEIGHT, ViewsHook, paint_views
 
 from ..conftest import load_config, make_batch
 from .test_pretrain import make_trainer
@@ -54,7 +54,7 @@ def patches_of(board, side, factor):
 
 def test_the_pictures_pixels_are_those_of_the_views_and_every_patch_is_at_its_cell():
     batch = with_cells(make_batch(3))  # 48 and 3 * 16 + 4 pixels: four and three times as large
-    picture = draw_views(batch, images=2)
+    picture = paint_views(batch, images=2)
     assert picture.dtype == np.uint8 and picture.shape[2] == 3
     columns = places(picture, [192, 192, *4 * [156]])
     for column, view in zip(columns[:2], ("global_query", "global_key")):
@@ -98,7 +98,7 @@ def test_a_mapped_gradient_is_in_order_and_in_its_colours(tmp_path, augmentation
     mapper = DetCoDatasetMapper(cfg)
     torch.manual_seed(0)
     batch = mapper.finish(collate_views([mapper({"file_name": str(file)})]), torch.device("cpu"))
-    picture = draw_views(batch, image_format=image_format)
+    picture = paint_views(batch, image_format=image_format)
     columns = places(picture, [224, 224, *4 * [196]])
     for entered, original in (columns[2:4], columns[4:6]):
         grid = np.mean(patches_of(original[0], 64, 1), axis=(2, 3)).reshape(3, 3, 3)  # y, x, RGB
@@ -110,9 +110,9 @@ def test_a_mapped_gradient_is_in_order_and_in_its_colours(tmp_path, augmentation
 
 def test_moco_has_two_columns_and_no_view_is_an_error():
     batch = {name: view for name, view in make_batch(2).items() if name.startswith("global")}
-    assert draw_views(batch).shape == (TITLE_HEIGHT + 2 * (192 + MARGIN), 3 * MARGIN + 2 * 192, 3)
+    assert paint_views(batch).shape == (TITLE_HEIGHT + 2 * (192 + MARGIN), 3 * MARGIN + 2 * 192, 3)
     with pytest.raises(ValueError, match="file_name.* has no view"):
-        draw_views({"file_name": []})
+        paint_views({"file_name": []})
 
 
 def pictures_of(folder):
@@ -126,16 +126,16 @@ def test_the_picture_at_the_start_shows_what_entered_the_step(
     entered, drawn = [], []
     trainer = make_trainer(scenes, tmp_path, 2, "SOLVER.ACCUMULATION_STEPS", 2)
     forward = trainer.model.forward
-    trainer.model.forward = lambda batch, **other: entered.append(batch) or forward(batch, **other)
+    trainer.model.forward = lambda batch: entered.append(batch) or forward(batch)
     monkeypatch.setattr(
-        views_hook, "draw_views", lambda b, **o: drawn.append(b) or draw_views(b, **o)
+        views_hook, "paint_views", lambda b, **o: drawn.append(b) or paint_views(b, **o)
     )
     trainer.train()
     assert pictures_of(tmp_path) == ["iteration_0000000.png"]
     assert len(entered) == 4 and len(drawn) == 1
     assert drawn[0] is entered[1]  # the last part of the first step, not a copy
     assert trainer._trainer.views is None
-    expected = draw_views(entered[1])
+    expected = paint_views(entered[1])
     file = tmp_path / "views" / "iteration_0000000.png"
     assert np.array_equal(np.asarray(Image.open(file)), expected)
     assert f"The views of iteration 0: {file}" in caplog.text
@@ -171,5 +171,5 @@ def test_a_picture_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog)
         hook.before_step()
         assert step.keep_views
         hook.after_step()
-    assert "Cannot draw the views into" in caplog.text and "iteration_0000003.png" in caplog.text
+    assert "Cannot write the views into" in caplog.text and "iteration_0000003.png" in caplog.text
     assert os.listdir(tmp_path) == ["views"] and step.views is None

@@ -10,7 +10,6 @@ from detectron2.utils.events import EventStorage
 
 from detco_d2.config_checks import check_detco_config
 from detco_d2.engine.preflight import check_run
-from detco_d2.engine.writers import WandbWriter, build_writers
 
 from ..conftest import tiny_config
 from ..faults.harness import Run, command
@@ -35,10 +34,14 @@ def wandb(monkeypatch):
 
     stub.init, stub.Image = init, lambda pixels: pixels
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    return stub
+    monkeypatch.delitem(sys.modules, "detco_d2.engine.writers", raising=False)
+    yield stub
+    sys.modules.pop("detco_d2.engine.writers", None)
 
 
 def test_scalars_are_sent_once_smoothed_as_elsewhere_and_pictures_as_images(wandb, tmp_path):
+    from detco_d2.engine.writers import WandbWriter
+
     writer = WandbWriter(tiny_config("WANDB.PROJECT", "views", "OUTPUT_DIR", str(tmp_path)))
     picture = np.zeros((3, 4, 5), np.uint8)
     with EventStorage() as storage:
@@ -90,18 +93,17 @@ def test_a_missing_package_is_refused_before_training(monkeypatch, scenes, tmp_p
             check_run(tiny_config("WANDB.PROJECT", "p"), processes=1)
 
 
-def test_what_wandb_refuses_is_said_with_the_ways_out(wandb, tmp_path):
+def test_what_wandb_refuses_is_said_with_the_ways_out(wandb, scenes, tmp_path):
     def refuse(**_):
         raise ValueError("no API key")
 
     wandb.init = refuse
-    cfg = tiny_config("WANDB.PROJECT", "p", "OUTPUT_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match="no API key.*WANDB_MODE=offline"):
-        WandbWriter(cfg)
+        make_trainer(scenes, tmp_path, 1, "WANDB.PROJECT", "p")
 
 
-def test_without_a_project_there_is_no_such_writer(tmp_path):
-    writers = build_writers(tiny_config("OUTPUT_DIR", str(tmp_path)))
+def test_without_a_project_there_is_no_such_writer(scenes, tmp_path):
+    writers = make_trainer(scenes, tmp_path, 1).build_writers()
     names = [type(writer).__name__ for writer in writers]
     for writer in writers:
         writer.close()

@@ -95,7 +95,7 @@ def test_a_list_that_was_cut_is_made_whole_by_a_resume_and_goes_with_a_new_run(t
     file = tmp_path / "bad_images.txt"
     file.write_text('{"file_name": "a.jpg", "rea')
     bad = BadImages(100, 0.1, str(file))
-    bad.load_state_dict({"a.jpg": "broken"})
+    bad.reasons = {"a.jpg": "broken"}
     bad.write_list()
     assert listed(tmp_path) == [{"file_name": "a.jpg", "reason": "broken"}]
     BadImages(100, 0.1, str(file)).write_list()

@@ -8,7 +8,8 @@ from datetime import datetime
 import pytest
 import torch
 
-from detco_d2.engine.preflight import check_output_dir, check_run
+from detco_d2.engine.output_dir import check_output_dir
+from detco_d2.engine.preflight import check_run
 from detco_d2.engine.pretrain import with_schedule
 from detco_d2.engine.record import note_start
 

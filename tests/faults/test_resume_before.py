@@ -7,7 +7,7 @@ import pytest
 from detectron2.utils.env import seed_all_rng
 
 from detco_d2.data.synthetic import write_scenes
-from detco_d2.engine.preflight import check_output_dir
+from detco_d2.engine.output_dir import check_output_dir
 from detco_d2.engine.pretrain import PretrainTrainer
 
 from ..conftest import ROOT, load_config

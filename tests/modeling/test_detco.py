@@ -50,19 +50,28 @@ def test_restricted_to_res5_and_global_it_is_moco_v2():
     assert losses["loss_gg_res5"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def step(model, batch, optimizer=None):
+    """A whole training step; its losses."""
+    model.begin_step()
+    losses = model(batch)
+    if optimizer:
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    model.finish_step()
+    return losses
+
+
 def test_momentum_encoder_starts_as_a_copy_and_follows_the_moving_average(model):
     """theta_k <- m theta_k + (1 - m) theta_q, heads included (MoCo eq. 2), m = 0.9 here."""
     pairs = list(zip(model.query_encoder.parameters(), model.key_encoder.parameters()))
     assert all(torch.equal(q, k) for q, k in pairs)
     optimizer = torch.optim.SGD(model.query_encoder.parameters(), lr=0.1)
-    for step in range(3):
-        expected = [0.9 * k.detach() + 0.1 * q.detach() for q, k in pairs]
-        losses = model(make_batch(seed=step))
-        for (_, k), e in zip(pairs, expected):
-            assert torch.allclose(k, e, rtol=1e-5, atol=1e-7)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
+    for seed in range(3):
+        before = [k.clone() for _, k in pairs]
+        step(model, make_batch(seed=seed), optimizer)
+        for (q, k), old in zip(pairs, before):
+            assert torch.allclose(k, 0.9 * old + 0.1 * q.detach(), rtol=1e-5, atol=1e-7)
     assert not any(torch.equal(q, k) for q, k in pairs)
 
 
@@ -89,9 +98,9 @@ def test_keys_enter_the_queues_after_the_losses(model):
     batch = make_batch()
     with torch.no_grad():
         keys = model.key_encoder(
-            model._normalise(batch["global_key"]), model._normalise(batch["local_key"])
+            model.normalise(batch["global_key"]), model.normalise(batch["local_key"])
         )
-    model(batch)
+    step(model, batch)
     for i, name in enumerate(model.queue_names):
         assert torch.allclose(model.queue.features[i, :4], keys[name], atol=1e-6)
     assert torch.equal(model.queue.features[:, 4:], before[:, 4:])
@@ -122,7 +131,7 @@ def test_any_stages_and_families_can_be_chosen(families, stages, queues):
 
 def test_accuracy_and_spread_go_to_the_event_storage_not_to_the_losses(model):
     with EventStorage() as storage:
-        losses = model(make_batch())
+        losses = step(model, make_batch())
         seen = {name: value for name, (value, _) in storage.latest().items()}
     assert all(name.startswith("loss_") for name in losses)
     for family in ("gg", "gl", "ll"):
@@ -137,7 +146,7 @@ def recorded(model, batches):
     with EventStorage() as storage:
         model.begin_step()
         for batch in batches:
-            model(batch, is_whole_step=False)
+            model(batch)
         assert not storage.histories()  # nothing yet: the step may be undone
         model.finish_step()
         return {name: h.values()[0][0] for name, h in storage.histories().items()}
@@ -145,7 +154,7 @@ def recorded(model, batches):
 
 def test_close_watching_adds_top5_alignment_and_uniformity_and_changes_nothing(model):
     other = copy.deepcopy(model)
-    model.watch_closely = True
+    model.monitor.closely = True
     close, usual = recorded(model, [make_batch()]), recorded(other, [make_batch()])
     added = {
         f"{kind}/{f}_res{i}"
@@ -165,10 +174,10 @@ def test_close_watching_adds_top5_alignment_and_uniformity_and_changes_nothing(m
 
 
 def test_each_term_is_watched_against_its_own_view_stage_and_queue(model):
-    model.watch_closely = True
+    model.monitor.closely = True
     batch = make_batch()
     with torch.no_grad():
-        views = {name: model._normalise(view) for name, view in batch.items()}
+        views = {name: model.normalise(view) for name, view in batch.items()}
         queries = model.query_encoder(views["global_query"], views["local_query"])
         keys = model.key_encoder(views["global_key"], views["local_key"])
     seen = recorded(model, [batch])
@@ -178,7 +187,7 @@ def test_each_term_is_watched_against_its_own_view_stage_and_queue(model):
 
 
 def test_what_is_recorded_is_the_mean_over_the_parts_of_a_step(model):
-    model.watch_closely = True
+    model.monitor.closely = True
     batches = [make_batch(seed=seed) for seed in (1, 2)]
     alone = [recorded(copy.deepcopy(model), [batch]) for batch in batches]
     together = recorded(model, batches)
@@ -190,10 +199,36 @@ def test_what_is_recorded_is_the_mean_over_the_parts_of_a_step(model):
 def test_an_undone_step_records_nothing(model):
     with EventStorage() as storage:
         model.begin_step()
-        model(make_batch(), is_whole_step=False)
+        model(make_batch())
         model.undo_step()
         assert not storage.histories()
     assert recorded(model, [make_batch()])  # and leaves nothing to the next
+
+
+def test_outside_of_a_step_a_forward_gives_losses_and_leaves_queues_and_average_alone(model):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.query_encoder.parameters():  # or the average would stay as it is
+            parameter.add_(0.01)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with EventStorage() as storage:
+        losses = [model(make_batch(seed=seed)) for seed in (1, 2)]
+        assert not storage.histories()
+    assert len(losses[0]) == 12
+    changed = [n for n, v in model.state_dict().items() if not torch.equal(v, before[n])]
+    assert changed and all("running_" in name or "num_batches" in name for name in changed)
+    step(model, make_batch(seed=3))  # which finds no keys of the others
+    assert model.queue.num_enqueued == 4
+    for method in (other.finish_step, other.undo_step):
+        with pytest.raises(RuntimeError, match="after begin_step"):
+            method()
+
+
+def test_a_step_that_broke_off_leaves_no_keys_to_the_next(model):
+    model.begin_step()
+    model(make_batch(seed=1))  # and then an error
+    step(model, make_batch(seed=2))
+    assert model.queue.num_enqueued == 4
 
 
 def test_inference_is_refused_with_the_way_out(model):
@@ -201,24 +236,9 @@ def test_inference_is_refused_with_the_way_out(model):
         model.eval()(make_batch())
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (["MODEL.DETCO.STAGES", ["res5", "res6"], "MODEL.DETCO.STAGE_WEIGHTS", [1, 1]], "res6"),
-        (["MODEL.DETCO.STAGE_WEIGHTS", [0.1, 1.0]], "STAGE_WEIGHTS is .0.1, 1.0."),
-        (["MODEL.DETCO.FAMILIES", ["gg", "lg"]], "FAMILIES is .'gg', 'lg'."),
-        (["MODEL.DETCO.TEMPERATURE", 0.0], "TEMPERATURE is 0.0; it must be above 0"),
-        (["MODEL.DETCO.MOMENTUM", 1.5], "MOMENTUM is 1.5; it must be between 0 and 1"),
-        (["MODEL.DETCO.QUEUE_LENGTH", 0], "QUEUE_LENGTH is 0"),
-        (["MODEL.DETCO.LOCAL_HIDDEN_DIMS", [8]], "LOCAL_HIDDEN_DIMS"),
-        (["INPUT.DETCO.PATCH_SIZE", 22], "PATCH_SIZE"),
-        (["INPUT.DETCO.LOCAL_SIZE", 64], "LOCAL_SIZE"),
-        (["INPUT.DETCO.GLOBAL_SCALE", [0.5, 1.2]], "GLOBAL_SCALE"),
-    ],
-)
-def test_impossible_values_are_refused_by_key(settings, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(tiny_config(*settings))
+def test_impossible_values_are_refused_by_key():
+    with pytest.raises(ValueError, match="TEMPERATURE is 0.0; it must be above 0"):
+        build_model(tiny_config("MODEL.DETCO.TEMPERATURE", 0.0))
 
 
 @BACKBONE_REGISTRY.register()

@@ -7,7 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
-from detco_d2.modeling import FCN16sHead
+from detco_d2.modeling.fcn_head import FCN16sHead
 
 from ..conftest import load_config
 
