@@ -23,7 +23,7 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.MODEL.DETCO.GLOBAL_HIDDEN_DIMS = []
     cfg.MODEL.DETCO.LOCAL_HIDDEN_DIMS = []
     # Norm after each head's hidden layer. "": none, the paper and MoCo v2. "BN": for short runs
-    # and small data, where deep local heads without it collapse (docs/short_runs.md).
+    # and small data, where deep local heads without it collapse (docs/GETTING_STARTED.md).
     cfg.MODEL.DETCO.HEAD_NORM = ""
     # K: length of each queue, in images.
     cfg.MODEL.DETCO.QUEUE_LENGTH = 65536
@@ -102,7 +102,7 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.SOLVER.COLLECTIVE_TIMEOUT = 600
 
     # In pretraining: top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
-    # (docs/probes.md). DATASET: a folder of class folders, or a detection data set whose boxes are
+    # (docs/watching.md). DATASET: a folder of class folders, or detection data whose boxes are
     # cut out; "" is off. PERIOD: iterations between two evaluations, the first before training; the
     # last iteration always has one; 0: that one alone.
     cfg.TEST.KNN = CfgNode()

@@ -102,7 +102,7 @@ class HealthHook(HookBase):
                 logger.warning(
                     "%s is %.4f at iteration %d: the %s embeddings have collapsed to a point. "
                     'MODEL.DETCO.HEAD_NORM "BN", a lower SOLVER.BASE_LR or more varied images '
-                    "help (docs/short_runs.md).",
+                    "help (docs/GETTING_STARTED.md).",
                     *(name, spread, self.trainer.iter, name[len("spread/") :].replace("_", " ")),
                 )
 
