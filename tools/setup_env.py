@@ -26,24 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 UPSTREAM = "https://github.com/facebookresearch/detectron2"
 UPSTREAM_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 INDEX_COPY = "detectron2-cdo==0.5"
+REQUIREMENTS = ROOT / "requirements"  # the versions that were tested together
 
-# The versions that were tested together.
-# A pair: torchvision pins its torch. The range lets a machine that caps torch keep its cap.
-TORCH = ["torch>=2.14.1,<2.16", "torchvision>=0.29.1,<0.30"]
-BUILD = ["setuptools<81", "wheel", "ninja"]
-TOOLS = ["pytest==9.2.0", "hypothesis==6.170.17", "ruff==0.17.6", "mypy==2.4.1"]
-# Of the probes and of the weight formats.
-EXTRAS = ["scikit-learn>=1.6,<2", "safetensors>=0.5,<1"]
-# Without their dependencies: cityscapesscripts asks for `typing`, which shadows Python's own, timm
-# for a client of its hub.
-ALONE = ["cityscapesscripts==2.3.0", "pyquaternion==0.9.9", "shapely>=2,<3", "timm==1.0.31"]
-COMMON = ["fvcore==0.1.5.post20221221", "iopath<0.1.10", "tensorboard<3", "webdataset<2"]
-FOR_UPSTREAM = ["numpy>=2,<2.6", "Pillow>=10,<14", "opencv-python>=4.8,<6", "pycocotools<2.1"]
-FOR_INDEX_COPY = [
-    *["numpy==1.23.5", "Pillow==9.5.0", "matplotlib<3.9", "opencv-python<4.12"],
-    *["pycocotools<2.0.9", "yacs", "tabulate", "cloudpickle", "tqdm", "termcolor"],
-    *["omegaconf<2.4", "hydra-core<1.4", "pydot", "future", "uv==0.13.9"],
-]
 EXTENSION_STUB = '''"""Stands in for the C++ extension, which this copy was published without."""
 
 
@@ -75,6 +59,11 @@ def run(*command: str, env: dict[str, str] | None = None) -> None:
     result = subprocess.run(command, env={**os.environ, **(env or {})})
     if result.returncode:
         sys.exit(f"setup: this failed, see above: {' '.join(command)}")
+
+
+def requirements(*names: str) -> list[str]:
+    """Arguments of pip: what these files of requirements/ list."""
+    return [word for name in names for word in ("-r", str(REQUIREMENTS / f"{name}.txt"))]
 
 
 def python_version(python: str) -> tuple[int, int] | None:
@@ -176,19 +165,20 @@ def install(kind: str, location: str, venv: Path) -> str:
         packages = next((venv / "lib").glob("python*/site-packages"))
         (packages / "existing.pth").write_text("\n".join(location.split(os.pathsep)) + "\n")
         say(f"[2/{steps}] packages that may be missing beside it (seconds)")
-        run(*pip, "opencv-python", "pycocotools", *BUILD[:2], *TOOLS, *EXTRAS)
+        run(*pip, "opencv-python", "pycocotools", "setuptools<81", "wheel")
+        run(*pip, *requirements("tools"), "scikit-learn", "safetensors")
     else:
         say(f"[2/{steps}] torch and torchvision, about 3 GB (1 to 10 minutes)")
-        run(*pip, *TORCH, *BUILD)
+        run(*pip, *requirements("torch"))
         say(f"[3/{steps}] other packages (1 minute)")
-        pins = FOR_INDEX_COPY if kind == "index" else FOR_UPSTREAM
-        run(*pip, *COMMON, *pins, *TOOLS, *EXTRAS)
+        beside = "index_copy" if kind == "index" else "upstream"
+        run(*pip, *requirements("common", beside, "tools"))
         say(f"[4/{steps}] Detectron2 ({'seconds' if kind == 'index' else '2 to 5 minutes, C++'})")
         if kind == "index":
             install_index_copy(python)
         else:
             run(*pip, "--no-build-isolation", location, env={"MAX_JOBS": "2"})
-    run(*pip, "--no-deps", *ALONE)
+    run(*pip, "--no-deps", *requirements("alone"))
     say(f"[{steps - 1}/{steps}] this project (seconds)")
     run(*pip, "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     say(f"[{steps}/{steps}] check (seconds)")
@@ -196,8 +186,9 @@ def install(kind: str, location: str, venv: Path) -> str:
     if result.returncode:
         sys.exit(
             "setup: the packages above do not work together. torch and torchvision must be a pair "
-            f"({' '.join(TORCH)}), both from the same index (no `+cpu` build beside an ordinary "
-            f"one). Remove {venv} and the variable that brought another one in, and run again."
+            "(requirements/torch.txt), both from the same index (no `+cpu` build beside an "
+            f"ordinary one). Remove {venv} and the variable that brought another one in, and run "
+            "again."
         )
     return base_python
 
@@ -208,7 +199,9 @@ def main() -> None:
     venv = Path(parser.parse_args().venv).absolute()
     if sys.version_info < (3, 10):
         sys.exit(f"setup: Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
-    key = hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "setup.py").read_bytes())
+    key = hashlib.sha256()
+    for file in (Path(__file__), ROOT / "setup.py", *sorted(REQUIREMENTS.glob("*.txt"))):
+        key.update(file.read_bytes())
     key.update(os.environ.get("DETECTRON2_SOURCE", "").encode())
     stamp = venv / "detco_d2_setup.json"
     if stamp.is_file():
