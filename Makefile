@@ -6,6 +6,8 @@ VENV ?= .venv
 # Threads that wait without spinning: loader workers and the network share the cores.
 export OMP_WAIT_POLICY ?= passive
 RUN = PYTHONWARNINGS=ignore $(VENV)/bin/python
+# Two processes, each of which takes a file of tests at a time, in their order.
+TEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all lint format
 
@@ -16,10 +18,10 @@ demo: setup
 	$(RUN) tools/demo.py $(if $(IMAGES),--images "$(IMAGES)")
 
 test: setup
-	$(RUN) -m pytest -m "not slow" tests
+	$(TEST) -m "not slow" tests
 
 test-all: setup
-	$(RUN) -m pytest tests
+	FUZZ_EXAMPLES=300 $(TEST) tests
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Iterator
 from types import ModuleType
@@ -18,8 +19,7 @@ from detco_d2.data.synthetic import write_scenes
 from detco_d2.engine.machine import adapt_to_machine
 
 from .layouts import write_cityscapes, write_coco, write_voc
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from .warm import ROOT
 
 
 def load_config(file: str, *settings: object) -> CfgNode:
@@ -31,8 +31,17 @@ def load_config(file: str, *settings: object) -> CfgNode:
     return cfg
 
 
-TINY = [
+# A ResNet-18, which has one width only, and a ResNet-50 of a sixteenth of the usual width.
+R18 = [
     *["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64],
+    *["MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64],
+]
+NARROW = [
+    *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16],
+    *["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
+]
+TINY = [
+    *NARROW,
     *["MODEL.DETCO.QUEUE_LENGTH", 10, "MODEL.DETCO.EMBED_DIM", 16, "MODEL.DETCO.MOMENTUM", 0.9],
     *["INPUT.DETCO.GLOBAL_SIZE", 48, "INPUT.DETCO.LOCAL_SIZE", 63, "INPUT.DETCO.PATCH_SIZE", 16],
     *["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 7],
@@ -40,7 +49,7 @@ TINY = [
 
 
 def tiny_config(*settings: object, file: str = "detco.yaml") -> CfgNode:
-    """A ResNet-18 DetCo that steps in a fraction of a second."""
+    """A DetCo that steps in a twentieth of a second."""
     return load_config(file, *TINY, *settings)
 
 
@@ -116,24 +125,33 @@ def real_data() -> str:
 
 
 class _TimeLeft:
+    """Says now and then how many of the tests are done, and when the rest will be."""
+
     def __init__(self) -> None:
         self.start = self.said = time.time()
         self.total = self.done = 0
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.total = len(session.items)
 
-_time_left = _TimeLeft()
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self.total = len(ids)
+
+    def pytest_runtest_logfinish(self) -> None:
+        now = time.time()
+        self.done += 1
+        if now - self.said > 20:
+            self.said = now
+            left = (now - self.start) / self.done * (self.total - self.done) / 60
+            print(f"  [{self.done} of {self.total} tests, about {left:.1f} min left]", flush=True)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    _time_left.total = len(session.items)
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_TimeLeft())
 
 
-def pytest_runtest_logfinish(nodeid: str, location: object) -> None:
-    now, state = time.time(), _time_left
-    state.done += 1
-    if now - state.said > 20:
-        state.said = now
-        left = (now - state.start) / state.done * (state.total - state.done)
-        print(
-            f"  [{state.done} of {state.total} tests, about {left / 60:.1f} min left]", flush=True
-        )
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for kind in ("failed", "error"):
+        for report in terminalreporter.getreports(kind):
+            terminalreporter.line(f"alone: {sys.executable} -m pytest '{report.nodeid}'")

@@ -1,29 +1,20 @@
 """tools/benchmark_speed.py: its tables, from one process and from two."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 
-from .conftest import ROOT, TINY
+from . import warm
+from .conftest import TINY
 
 SETTINGS = [str(value) for value in TINY]
 
 
 def run(*arguments, launcher=()):
-    done = subprocess.run(
-        [
-            *[sys.executable, "-W", "ignore", *launcher, "tools/benchmark_speed.py"],
-            *["--config-file", "configs/detco.yaml", "--batch", "2", "--repeats", "1", *arguments],
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
-        timeout=300,
-    )
+    words = [sys.executable, "-W", "ignore", *launcher, "tools/benchmark_speed.py"]
+    words += ["--config-file", "configs/detco.yaml", "--batch", "2", "--repeats", "1"]
+    done = warm.run([*words, *arguments])
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

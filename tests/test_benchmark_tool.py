@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from . import warm
 from .conftest import ROOT, load_config, load_tool
 
 SETTINGS = ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
@@ -161,7 +162,7 @@ def test_a_cell_runs_for_real_and_again_from_its_checkpoint(voc, tmp_path):
     command += ["--evaluations", "2", "--opts", *SETTINGS]
     found = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = warm.run(command)
         assert done.returncode == 0, done.stderr[-2000:]
         run = json.loads((tmp_path / "results.json").read_text())["runs"][0]
         assert run["status"] == "done" and set(run["metrics"]["bbox"]) == {"AP", "AP50", "AP75"}
@@ -181,13 +182,7 @@ def test_missing_data_ends_both_entry_scripts_before_a_process_starts(tmp_path):
         ("pretrain_net.py", "detco.yaml", "imagenet/train"),
     ):
         command = [sys.executable, "-W", "ignore", script, "--num-gpus", "0"]
-        done = subprocess.run(
-            [*command, "--config-file", f"configs/{config}"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
+        done = warm.run([*command, "--config-file", f"configs/{config}"], env=environment)
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert f"MISSING {tmp_path}/{what}" in done.stderr
         assert f"DETECTRON2_DATASETS is {str(tmp_path)!r}" in done.stderr

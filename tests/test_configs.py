@@ -340,9 +340,3 @@ def test_the_supervised_switch_keeps_given_weights_and_does_nothing_when_off():
     cfg.MODEL.SUPERVISED_BASELINE = True
     apply_supervised_baseline(cfg)
     assert (cfg.MODEL.WEIGHTS, cfg.INPUT.FORMAT) == ("R-50.pkl", "BGR")
-
-
-def test_no_yaml_runs_code():
-    for config in glob.glob(os.path.join(ROOT, "configs", "**", "*.yaml"), recursive=True):
-        with open(config) as file:
-            assert "!!python" not in file.read(), config

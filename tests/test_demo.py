@@ -2,11 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
+from detco_d2.data.synthetic import write_scenes
+
+from . import warm
 from .conftest import ROOT
 
 
@@ -16,13 +18,14 @@ def test_the_main_job_ends_with_its_report(tmp_path, scenes, images):
     command += ["--output", str(tmp_path), "--pretrain-iters", "2", "--finetune-iters", "2"]
     command += ["--images", os.path.join(scenes, "train")] if images == "a folder" else []
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
+    if images == "rendered":  # a few stand in for those that it would render
+        for split, count in (("unlabelled_600", 8), ("train_100", 6), ("test_100", 4)):
+            write_scenes(str(tmp_path / "data"), split, count, seed=0, size=(96, 128))
     curves = tmp_path / "pretrain" / "metrics.json"
     curves.parent.mkdir()
     curves.write_text('{"iteration": 900, "total_loss": 1.0}\n')  # of a longer demo before
     settings = ["SOLVER.IMS_PER_BATCH", "4", "DATALOADER.NUM_WORKERS", "0"]
-    done = subprocess.run(
-        [*command, *settings], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    done = warm.run([*command, *settings], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert [run["init"] for run in report["runs"]] == ["random", "DetCo"]

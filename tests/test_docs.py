@@ -1,5 +1,7 @@
 """Every command and every link of README.md and docs/*.md works.
 
+make test reads the commands: files, flags and configs are those there; make test-all runs them.
+
 For whoever writes a page:
 
 - A command stands in a ```bash fence, one command a line (or continued by a backslash), as a reader
@@ -24,23 +26,20 @@ import os
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from . import warm
 from .conftest import ROOT
+from .docs.checking import PRELUDE, check, check_python, commands
 from .docs.pages import PAGES, Block, anchors, blocks, defines, links, name_links, stray_commands
 from .docs.planting import plant, plant_page
 from .docs.published import published_tables
-from .docs.runner import CLIENT
 
 SHIMS = "python python3 torchrun pip make tensorboard sbatch srun scontrol wandb chromium".split()
 PLAIN = "ls touch cat head tail mkdir cp ln sha256sum grep find wc bash".split()
-PRELUDE = """set -e -o pipefail
-command_not_found_handle() { echo "no rule for: $*" >&2; return 127; }
-"""
 
 
 @pytest.fixture(scope="session")
@@ -51,39 +50,19 @@ def planted(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory, planted):
-    """A folder of programs that ask a server to run them, which has everything imported."""
+def programs(tmp_path_factory):
+    """A folder of programs that are run, each as its rule says, in forks of the warm server."""
     folder = tmp_path_factory.mktemp("programs")
-    path = str(folder / "socket")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")]),
-        "DETECTRON2_DATASETS": str(planted / "data/datasets"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    with open(folder / "log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.docs.runner", path],
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    deadline = time.time() + 120
-    while not os.path.exists(path):
-        assert server.poll() is None and time.time() < deadline, (folder / "log").read_text()
-        time.sleep(0.1)
     for name in SHIMS:
-        (folder / name).write_text(CLIENT.format(python=sys.executable, path=path))
+        start = ["-W", "ignore", "-m", "tests.docs.rules", name]
+        text = warm.CLIENT.format(python=sys.executable, path=warm.server(), start=start)
+        (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     for name in PLAIN:
         for place in ("/usr/bin", "/bin"):
             if os.path.exists(f"{place}/{name}") and not (folder / name).exists():
                 (folder / name).symlink_to(f"{place}/{name}")
-    yield folder
-    server.kill()
-    server.wait()
+    return folder
 
 
 def run_block(block, earlier, folder, programs, planted):
@@ -146,6 +125,18 @@ def runs(request, programs, planted, tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_has_its_files_flags_and_config(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for block in blocks(page.read_text()):
+        if block.kind == "python":
+            check_python(block.text)
+        else:
+            for words in commands(block.text, [*SHIMS, *PLAIN], tmp_path):
+                check(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_runs(page, runs):
     failure = runs[page].result()
     assert not failure, failure
@@ -205,18 +196,45 @@ def run_text(text, folder, programs, planted):
     [
         ("frobnicate x", "no rule for: frobnicate x"),
         ("python tools/nowhere.py", "no rule for python tools/nowhere.py"),
-        ("pip install leftpad", "neither setup.py nor tools/setup_env.py knows ['leftpad']"),
+        ("pip install leftpad", "neither setup.py nor requirements/ knows ['leftpad']"),
         ("pip install -e '.[nothing]'", "setup.py has no extra nothing"),
         ("make nowhere", "nowhere"),
-        ("python -c 'import sys; sys.exit(3)' | cat\nls", ""),
     ],
 )
-def test_a_command_that_fails_or_has_no_rule_is_noticed(text, message, tmp_path, programs, planted):
-    plant_page(tmp_path, planted, "")
-    done = run_text(text, tmp_path, programs, planted)
-    assert done.returncode != 0 and message in done.stderr
+def test_a_command_without_a_rule_is_noticed(text, message, tmp_path):
+    with pytest.raises((ValueError, AssertionError)) as error:
+        for words in commands(text, SHIMS, tmp_path):
+            check(words)
+    assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("pretrain_net.py --config-file configs/detco.yaml --frob", "--frob"),
+        ("pretrain_net.py --config-file configs/none.yaml", "none.yaml"),
+        ("pretrain_net.py --config-file configs/detco.yaml SOLVER.BASE_LRR 1.0", "BASE_LRR"),
+        ("pretrain_net.py --config-file configs/detco.yaml MODEL.DETCO.MOMENTUM 2.0", "MOMENTUM"),
+        ("tools/benchmark.py --suite quick --init random --frob", "--frob"),
+        ("tools/benchmark.py --suite papper --init random", "papper"),
+        ("-c 'from detco_d2.config import nothing'", "nothing"),
+    ],
+)
+def test_a_wrong_flag_file_or_key_is_noticed(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((ValueError, FileNotFoundError, ImportError, SystemExit)) as error:
+        for command in commands(f"python {words}", SHIMS, tmp_path):
+            check(command)
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_failure_before_a_pipe_is_noticed(tmp_path, programs, planted):
+    text = "python -c 'import sys; sys.exit(3)' | cat\nls"
+    assert run_text(text, tmp_path, programs, planted).returncode != 0
+
+
+@pytest.mark.slow
 def test_commands_see_the_shell_they_are_written_for(tmp_path, programs, planted):
     text = "for i in 1 2; do\nX=$i python -c 'import os; print(os.environ[\"X\"])' | cat\ndone"
     done = run_text(text, tmp_path, programs, planted)

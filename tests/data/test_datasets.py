@@ -11,7 +11,6 @@ from PIL import Image
 
 from detco_d2.data.datasets import (
     _register_imagenet,
-    list_images,
     load_images,
     prepare_datasets,
     register_by_name,
@@ -60,18 +59,6 @@ def test_imagenet_is_found_under_the_data_folder(tmp_path, monkeypatch):
     assert len(load_images(("imagenet_train",))) == 1
     with pytest.raises(FileNotFoundError, match=rf"MISSING {tmp_path}/imagenet/val"):
         load_images(("imagenet_val",))
-
-
-def test_a_missing_folder_names_the_nearest_parent_and_the_variable(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=rf"above that exists is '{tmp_path}'") as error:
-        list_images(str(tmp_path / "imagenet" / "val"))
-    assert "DETECTRON2_DATASETS" in str(error.value)
-
-
-def test_a_folder_without_images_says_what_was_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"\.jpg, \.jpeg, \.png"):
-        list_images(str(tmp_path))
 
 
 def test_an_unknown_name_suggests_the_nearest():

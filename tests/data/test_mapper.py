@@ -144,21 +144,3 @@ def test_a_large_photo_is_decoded_smaller_where_no_view_can_see_it(tmp_path, mon
         sizes[name] = mapper.decode({"file_name": str(file)}).size
     # the smallest crop, 20 % at 3:4, is 1073 pixels wide: four times a view's 224
     assert sizes == {"exact": (3200, 2400), "fast": (800, 600), "device": (800, 600)}
-
-
-def test_bytes_are_read_like_the_file_and_exif_turns_the_image(tmp_path):
-    file = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.zeros((30, 40, 3), dtype=np.uint8)).save(file, exif=exif)
-    mapper = DetCoDatasetMapper(load_config("detco.yaml"))
-    assert mapper.decode({"file_name": str(file)}).size == (30, 40)
-    content = file.read_bytes()
-    assert mapper.decode({"file_name": "in a shard", "image_bytes": content}).size == (30, 40)
-
-
-def test_an_unreadable_file_is_named(tmp_path):
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no image")
-    with pytest.raises(RuntimeError, match="broken.jpg"):
-        DetCoDatasetMapper(load_config("detco.yaml"))({"file_name": str(broken)})

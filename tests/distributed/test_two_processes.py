@@ -1,6 +1,5 @@
 """Two gloo processes: equal queues, and the losses of one process on the joined batch."""
 
-import os
 import subprocess
 import sys
 
@@ -10,22 +9,15 @@ from detectron2.modeling import build_model
 
 from detco_d2.modeling import distributed
 
-from ..conftest import ROOT, TINY, make_batch, tiny_config
+from .. import warm
+from ..conftest import TINY, make_batch, tiny_config
 from .worker import NORM_FREE, run
 
 
-def torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [
-            *[sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"],
-            *["--nproc-per-node", str(processes), *command],
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
-        timeout=300,
-    )
+def torchrun(*command: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Two CPU processes; with `before` ("env",) their interpreters are started, not forked."""
+    start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    return warm.run([*before, *start, "--nproc-per-node", "2", *command])
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["buffers_kept", "buffers_broadcast"])
@@ -93,6 +85,7 @@ def test_pretraining_runs_under_torchrun_on_the_cpu(scenes, tmp_path):
         *["pretrain_net.py", "--config-file", "configs/detco.yaml", "--num-gpus", "0"],
         *["DATASETS.TRAIN", f"('{scenes}/train',)", "OUTPUT_DIR", str(tmp_path)],
         *["SOLVER.MAX_EPOCHS", "2", *settings],
+        before=("env",),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     data = torch.load(tmp_path / "model_final.pth", weights_only=True)

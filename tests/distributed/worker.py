@@ -9,11 +9,10 @@ from detectron2.utils import comm
 
 from detco_d2.compat import create_local_process_group
 from detco_d2.modeling.distributed import RowExchange, batch_permutation
-from tests.conftest import make_batch, tiny_config
+from tests.conftest import R18, make_batch, tiny_config
 
-NORM_FREE = [  # group norm in backbone: nothing depends on who shares a batch
-    *["MODEL.RESNETS.NORM", "GN", "MODEL.DETCO.QUEUE_LENGTH", 10],
-]
+# With group norm in the backbone nothing depends on who shares a batch.
+NORM_FREE = [*R18, "MODEL.RESNETS.NORM", "GN"]
 
 
 def run(model: torch.nn.Module, steps: int, part: slice) -> list[dict[str, float]]:

@@ -22,7 +22,7 @@ from ..weights.test_input_spec import write_caffe2
 from .rules import PRETRAIN
 
 REPOSITORY = ("configs", "detco_d2", "docs", "tests", "tools", "Makefile", "pretrain_net.py")
-REPOSITORY += ("train_net.py", "setup.py", "pyproject.toml", "README.md")
+REPOSITORY += ("train_net.py", "setup.py", "pyproject.toml", "README.md", "requirements")
 RUNS = ("output/mine", "output/detco", "output/photos")
 
 

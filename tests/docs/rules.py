@@ -1,6 +1,6 @@
 """How a command of the documentation is run here: for real where two CPU cores allow, scaled down.
 
-`execute` is called in a process of its own, in the page's folder. A command without a rule fails.
+`python -m tests.docs.rules COMMAND ...` runs one in its page's folder. One without a rule fails.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch.distributed.run
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from packaging.requirements import Requirement
 
-from ..conftest import ROOT, TINY
+from ..conftest import NARROW, R18, ROOT, TINY
 
 # Options that a machine without GPUs, without other machines and without days cannot take.
 # option: what it becomes at most (None: it goes, with its value)
@@ -36,15 +36,12 @@ OPTIONS = {
     "--max-iter": "2",
     "--epochs": "2",
 }
-# ResNet-18 stands in for ResNet-50. C4 detectors, which cannot use it, get a ResNet-50 of a
-# sixteenth of its width, and no weights.
-SHALLOW = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
-NARROW = [
-    *["MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4],
-    *["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.WEIGHTS", ""],
-]
+# ResNet-18 stands in for ResNet-50. C4 detectors, which cannot use it, get a narrow ResNet-50 and
+# no weights.
+C4 = [*NARROW, "MODEL.WEIGHTS", ""]
 PRETRAIN = [
     *TINY,
+    *R18,
     *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
     *["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 3, "SOLVER.KEEP_CHECKPOINTS", 2],
     *["SOLVER.AMP.ENABLED", False],
@@ -100,7 +97,7 @@ def _benchmark(words: list[str]) -> list[str]:
         words[words.index("--shard") + 1] = "0/9999"
     elif "--report" not in words:
         words += ["--shard", "0/9999"]
-    backbone = NARROW if suite == "paper" else SHALLOW  # whose first cell is a C4 at random
+    backbone = C4 if suite == "paper" else R18  # whose first cell is a C4 at random
     return [*words, "--opts", *opts, *_strings(TRAIN + backbone)]
 
 
@@ -115,7 +112,7 @@ def scaled(script: str, words: list[str]) -> list[str]:
     if script == "pretrain_net.py":
         return [*words, *_strings(PRETRAIN)]
     if script == "train_net.py":
-        return [*words, *_strings(TRAIN + (NARROW if "C4" in config else SHALLOW))]
+        return [*words, *_strings(TRAIN + (C4 if "C4" in config else R18))]
     if script == "tools/benchmark.py":
         return _benchmark(words)
     if script == "tools/benchmark_speed.py":
@@ -138,7 +135,7 @@ def _few_scenes(words: list[str]) -> list[str]:
     return [re.sub(r"scenes_([a-z]+)_\d+@", r"scenes_\1_8@", word) for word in words]
 
 
-def _module(words: list[str]) -> None:
+def module(words: list[str]) -> None:
     """`python -m`: pip, an environment that the page must not enter, or what a test runs."""
     if words[0] == "pip":
         return _pip(words[1:])
@@ -172,7 +169,7 @@ def _load_small_configs() -> None:
 
     def load_small(file: str, settings: Sequence[Any] = ()) -> CfgNode:
         is_pretraining = load(file, settings).MODEL.META_ARCHITECTURE == "DetCo"
-        small = PRETRAIN if is_pretraining else TRAIN + (NARROW if "C4" in file else SHALLOW)
+        small = PRETRAIN if is_pretraining else TRAIN + (C4 if "C4" in file else R18)
         return load(file, [*settings, *_strings(small)])
 
     config.load_config = load_small
@@ -185,7 +182,7 @@ def _python(words: list[str]) -> None:
         exec(compile(words[1], "<docs>", "exec"), {"__name__": "__main__"})
         return
     if words[0] == "-m":
-        return _module(words[1:])
+        return module(words[1:])
     if os.path.basename(words[0]) == "lazyconfig_train_net.py":
         return _lazy(words[1:])
     script = words[0]
@@ -209,13 +206,15 @@ def _torchrun(words: list[str]) -> None:
     torch.distributed.run.main(command)
 
 
-def _pip(words: list[str]) -> None:
-    """Nothing is fetched: every requirement must be one that the set-up script or setup.py names.
+def check_pip(words: list[str]) -> bool:
+    """Every requirement must be one that the set-up script or setup.py names.
 
-    `-e .` is prepared, but not installed.
+    Returns:
+        whether this project itself is to be installed.
     """
     assert words[0] == "install", f"no rule for pip {words[0]}"
-    known = Path(ROOT, "setup.py").read_text() + Path(ROOT, "tools/setup_env.py").read_text()
+    known = "\n".join(file.read_text() for file in sorted(Path(ROOT, "requirements").iterdir()))
+    known += Path(ROOT, "setup.py").read_text() + Path(ROOT, "tools/setup_env.py").read_text()
     asked, editable = [], False
     for i, word in enumerate(words[1:], start=1):
         if words[i - 1] == "-e":
@@ -228,9 +227,18 @@ def _pip(words: list[str]) -> None:
             assert address in known and commit in known, f"not what set-up installs: {word}"
         elif not word.startswith("-") and words[i - 1] not in ("--index-url", "--extra-index-url"):
             asked.append(Requirement(word).name)
-    missing = [name for name in asked if not re.search(rf'"{re.escape(name)}["<>=]', known)]
-    assert not missing, f"neither setup.py nor tools/setup_env.py knows {missing}"
-    if editable:
+    missing = [
+        name
+        for name in asked
+        if not re.search(rf"""^{re.escape(name)}\b|"{re.escape(name)}["<>=]""", known, re.M)
+    ]
+    assert not missing, f"neither setup.py nor requirements/ knows {missing}"
+    return editable
+
+
+def _pip(words: list[str]) -> None:
+    """Nothing is fetched; `-e .` is prepared, but not installed."""
+    if check_pip(words):
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
         os.execv(sys.executable, [*command, "--no-build-isolation", "-e", "."])
 
@@ -273,3 +281,7 @@ def execute(words: list[str]) -> None:
         print("localhost")
     else:
         sys.exit(f"no rule for {program}")
+
+
+if __name__ == "__main__":
+    execute(sys.argv[1:])

@@ -14,7 +14,7 @@ from detco_d2.engine.transfer import TransferTrainer
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import to_torchvision, write_tensors
 
-from ..conftest import load_config
+from ..conftest import R18, load_config
 from .test_transfer import SMALL
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -70,7 +70,7 @@ def test_a_file_of_timm_trains_in_a_detector_and_goes_back(scenes, tmp_path, pho
     data = ("DATASETS.TRAIN", (register_scenes(scenes, "train"),), "DATASETS.TEST", ())
     settings = [*data, "MODEL.WEIGHTS", path, "MODEL.ROI_HEADS.NUM_CLASSES", 4]
     cfg = load_config(
-        "demo/faster_rcnn_R_18_FPN.yaml", *SMALL, *settings, "OUTPUT_DIR", str(tmp_path)
+        "demo/faster_rcnn_R_18_FPN.yaml", *SMALL, *R18, *settings, "OUTPUT_DIR", str(tmp_path)
     )
     trainer = TransferTrainer(cfg)
     trainer.resume_or_load(resume=False)

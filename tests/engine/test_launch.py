@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +11,8 @@ from detectron2.utils import comm
 from detco_d2.engine.launch import launch
 from detco_d2.engine.machine import adapt_to_machine
 
-from ..conftest import ROOT, load_config
+from .. import warm
+from ..conftest import load_config
 
 
 def flags(num_gpus, num_machines=1):
@@ -45,11 +45,6 @@ def test_sync_bn_becomes_bn_for_one_cpu_process_and_naive_for_several(monkeypatc
 
 @pytest.mark.parametrize("script", ["pretrain_net.py", "train_net.py"])
 def test_a_missing_config_file_is_said(script):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", os.path.join(ROOT, script), "--config-file", "none.yaml"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    done = warm.run([sys.executable, script, "--config-file", "none.yaml"])
     assert done.returncode == 1
     assert "--config-file 'none.yaml' is no file" in done.stderr

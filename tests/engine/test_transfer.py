@@ -18,9 +18,12 @@ from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer, build_evaluator, build_mapper, evaluate
 
-from ..conftest import ROOT, load_config, tiny_config
+from ..conftest import NARROW, ROOT, load_config, tiny_config
 
 SMALL = [
+    *NARROW,
+    *["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32],
+    *["MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.RETINANET.NUM_CONVS", 1],
     *["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.MIN_SIZE_TEST", 96],
     *["INPUT.MAX_SIZE_TEST", 128, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2],
     *["SOLVER.STEPS", (1,), "TEST.PRECISE_BN.NUM_ITER", 2, "DATALOADER.NUM_WORKERS", 0],
@@ -63,12 +66,11 @@ DETECTORS = [
 
 @pytest.fixture(scope="module")
 def pretrained_50(scenes, tmp_path_factory):
-    """A ResNet-50 after two steps of DetCo."""
+    """A narrow ResNet-50 after two steps of DetCo."""
     output = str(tmp_path_factory.mktemp("pretrained"))
     cfg = tiny_config(
-        *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256],
         *["DATASETS.TRAIN", (register_scenes(scenes, "train"),), "OUTPUT_DIR", output],
-        *["SOLVER.MAX_ITER", 2, "MODEL.DETCO.LOCAL_HIDDEN_DIMS", [8] * 4],  # a small file
+        *["SOLVER.MAX_ITER", 2],
     )
     PretrainTrainer(cfg).train()
     return os.path.join(output, "model_final.pth")

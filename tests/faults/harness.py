@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -11,19 +10,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from hypothesis import HealthCheck, settings
 
 from detco_d2.engine.step import PretrainStep
 
 from ..conftest import ROOT, TINY
+from ..warm import Process
 
-# A ResNet-50 of a sixteenth of the usual width: a checkpoint of some megabytes.
 SMALL = [
     *TINY,
-    *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16],
-    *["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
     *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+REAL = ["env"]  # before a command: its interpreters are started, not forked
+
+
+def fuzz(factor: float = 1) -> settings:
+    """So many inputs, always the same; FUZZ_EXAMPLES sets how many, and make test-all takes 300."""
+    return settings(
+        max_examples=int(factor * int(os.environ.get("FUZZ_EXAMPLES", 60))),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def command(
@@ -49,14 +59,7 @@ class Run:
 
     def __init__(self, words: list[str], **environment: str) -> None:
         self.log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env={**ENVIRONMENT, **environment},
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self.process = Process(words, ROOT, {**ENVIRONMENT, **environment}, self.log, self.log)
         self.pid = self.process.pid
 
     def text(self) -> str:
@@ -130,17 +133,27 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return [name for name in before if not torch.equal(before[name], after[name])]
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below one, however deep."""
-    parents = {}
+def parents() -> dict[int, int]:
+    """The parent of every process."""
+    found = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, IndexError):  # it has ended meanwhile
             if entry.name.isdigit():
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[int(entry.name)] = int(fields[1])
-    found = [pid]
-    for known in found:  # grows while it is walked
-        found += [child for child, parent in parents.items() if parent == known]
+                found[int(entry.name)] = int(fields[1])
+    return found
+
+
+def ranks(run: Run) -> list[int]:
+    """The training processes of torchrun, in their order: its own children."""
+    return sorted(child for child, parent in parents().items() if parent == run.pid)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, however deep."""
+    known, found = parents(), [pid]
+    for each in found:  # grows while it is walked
+        found += [child for child, parent in known.items() if parent == each]
     return found[1:]
 
 

@@ -23,7 +23,16 @@ import numpy as np
 from detco_d2.data.synthetic import write_scenes
 
 from ..conftest import ROOT
-from .harness import Run, changed, command, descendants, processes_of, saved_state, wait_for
+from .harness import (
+    Run,
+    changed,
+    command,
+    descendants,
+    processes_of,
+    ranks,
+    saved_state,
+    wait_for,
+)
 
 SEED = 0
 
@@ -99,17 +108,6 @@ def words(data: str, output: Path, iterations: int) -> list[str]:
 
 def newest(output: Path) -> int:
     return max((int(path.stem[-7:]) for path in output.glob("model_0*.pth")), default=-1)
-
-
-def ranks(run: Run) -> list[int]:
-    """The two training processes: torchrun's own children."""
-    return [pid for pid in descendants(run.pid) if f"{run.pid}" == parent(pid)]
-
-
-def parent(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-    return ""
 
 
 def inject(kind: str, run: Run, output: Path, chance: random.Random) -> None:

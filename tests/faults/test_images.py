@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils import comm
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
@@ -24,6 +24,7 @@ from detco_d2.data.tar import ShardStream, find_shards
 
 from ..conftest import load_config
 from ..data.test_decode import decode, encode, photo, pixel, refuse
+from .harness import fuzz
 
 
 def cut(content):
@@ -320,7 +321,6 @@ MUTATIONS = st.lists(
     min_size=1,
     max_size=3,
 )
-FUZZ = dict(deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
 
 
 def mutate(content, mutations):
@@ -351,7 +351,7 @@ def check_mutant(kind, mutations):
     return True
 
 
-@settings(max_examples=1500, **FUZZ)
+@fuzz(5)
 @given(st.sampled_from(sorted(SEEDS)), MUTATIONS)
 def test_a_mutated_image_is_an_image_or_refused(kind, mutations):
     check_mutant(kind, mutations)
@@ -388,7 +388,7 @@ def check_shard(mutations):
     return True
 
 
-@settings(max_examples=100, **FUZZ)
+@fuzz(1 / 3)
 @example([("flip", 0.0, b"")])
 @given(MUTATIONS)
 def test_a_mutated_shard_is_read_or_refused_by_name(mutations):

@@ -8,6 +8,7 @@ import torch
 from detco_d2.engine.guard import MAX_REPORTS, NonFiniteSteps
 from detco_d2.modeling import detco as detco_module
 
+from ..conftest import R18
 from ..distributed.test_two_processes import torchrun
 from ..engine.test_pretrain import make_trainer
 from .harness import changed, state_of
@@ -86,7 +87,7 @@ def test_without_the_undoing_that_state_would_differ(scenes, tmp_path, monkeypat
 
 
 def test_the_report_names_the_level_the_rate_and_the_files_and_loads_as_data(scenes, tmp_path):
-    trainer = make_trainer(scenes, tmp_path, 2)
+    trainer = make_trainer(scenes, tmp_path, 2, *R18)  # a report names 20 gradients at most
     PoisonAt(trainer, POISONS[KEYS], [1])
     trainer.train()
     report = torch.load(tmp_path / "debug" / "nonfinite_0000001.pt", weights_only=True)

@@ -79,7 +79,8 @@ def test_a_signal_to_detectron2s_launcher_reaches_its_processes_once(tmp_path):
         "        while not stop.number: time.sleep(0.05)\n"
         "        raise SystemExit(128 + stop.number)\n"
         "if __name__ == '__main__':\n"
-        "    _run_and_forward_signals(lambda: mp.spawn(work, nprocs=2))\n"
+        "    start = lambda: mp.start_processes(work, nprocs=2, start_method='fork')\n"
+        "    _run_and_forward_signals(start)\n"
     )
     (tmp_path / "spawner.py").write_text(code)
     run = Run([sys.executable, "-W", "ignore", str(tmp_path / "spawner.py")])

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ..conftest import ROOT
-from .harness import Run, command, descendants, finish, processes_of, saved_state, wait_for
+from ..warm import CLIENT, server
+from .harness import REAL, Run, command, finish, processes_of, ranks, saved_state, wait_for
 from .test_resume import assert_equal_ends
 
 
@@ -46,7 +47,7 @@ def test_one_of_two_processes_is_asked_and_both_stop_after_the_same_step(scenes,
     settings = ["SOLVER.MAX_ITER", 2000, "DATALOADER.NUM_WORKERS", 1]
     run = Run(command(f"{scenes}/train", tmp_path, *settings, processes=2))
     run.until(lambda: is_training(run))
-    os.kill(rank_process(run, 1), signal.SIGUSR1)
+    os.kill(ranks(run)[1], signal.SIGUSR1)
     code, text = run.wait(timeout=60)
     assert code != 0 and "exitcode  : 138" in text, text[-3000:]
     (saved,) = tmp_path.glob("model_0*.pth")
@@ -57,7 +58,7 @@ def test_one_of_two_processes_is_asked_and_both_stop_after_the_same_step(scenes,
 def test_torchruns_own_stop_reaches_every_process_and_loses_nothing(scenes, tmp_path):
     settings = ["SOLVER.MAX_ITER", 60, "DATALOADER.NUM_WORKERS", 1]
     words = command(f"{scenes}/train", tmp_path, *settings, processes=2)
-    run = Run(words)
+    run = Run([*REAL, *words])
     run.until(lambda: is_training(run))
     os.kill(run.pid, signal.SIGTERM)
     _, text = run.wait(timeout=60)
@@ -105,7 +106,7 @@ def test_torchruns_restarts_continue_from_the_last_checkpoint(scenes, tmp_path, 
     run = Run(command(f"{scenes}/train", output, *settings, processes=2, restarts=kills))
     for kill in range(1, kills + 1):
         run.until(lambda kill=kill: (output / f"model_{15 * kill - 1:07d}.pth").exists())
-        os.kill(rank_process(run, kill % 2), signal.SIGKILL)
+        os.kill(ranks(run)[kill % 2], signal.SIGKILL)
         time.sleep(1)
     code, text = run.wait(timeout=120)
     assert code == 0, text[-3000:]
@@ -115,27 +116,20 @@ def test_torchruns_restarts_continue_from_the_last_checkpoint(scenes, tmp_path, 
     assert_equal_ends(output, straight)
 
 
-def rank_process(run, rank):
-    """The training process of a rank; its loader processes came later."""
-    return min(pid for pid in descendants(run.pid) if is_rank(pid, rank))
-
-
-def is_rank(pid, rank):
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return f"\0LOCAL_RANK={rank}\0".encode() in file.read()
-    except OSError:
-        return False
-
-
 def test_the_slurm_example_is_requeued_and_continues(scenes, tmp_path):
     """With stand-ins for SLURM's commands: srun runs what it is given, scontrol is noted."""
     stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
+    warm = CLIENT.format(
+        python=sys.executable, path=server(), start=["-W", "ignore", "-m", "torch.distributed.run"]
+    )
+    (stand_ins / "warm").write_text(warm)
+    (stand_ins / "warm").chmod(stat.S_IRWXU)
+    real = f"{sys.executable} -W ignore -m torch.distributed.run"
     for name, body in {
         "srun": 'exec "$@"',
         "scontrol": f'echo "scontrol $*" >> {tmp_path}/scontrol.txt; echo localhost',
-        "torchrun": f'exec {sys.executable} -W ignore -m torch.distributed.run "$@"',
+        "torchrun": f'[ "$SLURM_RESTART_COUNT" ] && exec warm "$@"; exec {real} "$@"',
     }.items():
         (stand_ins / name).write_text(f"#!/bin/sh\n{body}\n")
         (stand_ins / name).chmod(stat.S_IRWXU)

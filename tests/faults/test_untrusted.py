@@ -1,10 +1,8 @@
-"""Weight files and configs of strangers: nothing in them runs, and an error names what was tried.
-
-FUZZ_EXAMPLES sets how many inputs each of the fuzzing tests makes.
-"""
+"""Weight files and configs of strangers: nothing in them runs, and an error says what it was."""
 
 import argparse
 import glob
+import importlib
 import io
 import json
 import os
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save as save_safetensors
 
@@ -31,6 +29,7 @@ from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
 from detco_d2.weights.reading import read_weight_file, tensors_of
 
 from ..conftest import ROOT, tiny_config
+from .harness import fuzz
 
 
 class Call:
@@ -49,7 +48,7 @@ class Call:
 def payloads(marker):
     """By the name that the error must have: objects that make a file when they are loaded."""
     command = f"open({str(marker)!r}, 'w')"
-    module = Call(__import__, "os")
+    module = Call(importlib.import_module, "os")
     return {
         "system": Call(os.system, f"touch {marker}"),
         "eval": Call(eval, command),
@@ -323,15 +322,6 @@ def test_a_binary_file_is_no_config(tmp_path):
         load_config(str(tmp_path))
 
 
-fuzz = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", 300)),
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
@@ -383,7 +373,7 @@ def read_in_every_way(content, folder):
 
 
 @given(content=st.sampled_from(small_weights()).flatmap(lambda good: mutations(good, noise)))
-@fuzz
+@fuzz()
 def test_damaged_weight_files_are_read_or_refused(folder, content):
     read_in_every_way(content, folder)
 
@@ -430,7 +420,7 @@ def pickled_values(marker):
 
 
 @given(data=st.data())
-@fuzz
+@fuzz()
 def test_pickles_of_random_instructions_are_read_or_refused(folder, data):
     marker = folder / "marker"
     body = data.draw(pickled_values(marker))
@@ -470,7 +460,7 @@ contents = st.recursive(
 
 
 @given(content=st.dictionaries(names | st.integers(), contents, max_size=6), pickled=st.booleans())
-@fuzz
+@fuzz()
 def test_weight_files_of_any_contents_load_or_are_refused(folder, spec, content, pickled):
     def arrays(value):
         if isinstance(value, dict):
@@ -514,7 +504,7 @@ values = literals | literals.map(repr) | st.text(max_size=12)
 
 
 @given(pairs=st.lists(st.tuples(st.sampled_from(PAIRED) | st.text(max_size=8), values), max_size=3))
-@fuzz
+@fuzz()
 def test_any_settings_are_taken_or_refused(pairs):
     words = [word for pair in pairs for word in pair]
     load_any(os.path.join(ROOT, "configs", "detco.yaml"), words)
@@ -540,7 +530,7 @@ documents = st.dictionaries(
 
 
 @given(content=documents)
-@fuzz
+@fuzz()
 def test_any_yaml_is_a_config_or_refused(folder, content):
     path = folder / "document.yaml"
     base = f"_BASE_: {ROOT}/configs/detco.yaml\n" if "MODEL" in content else ""
@@ -549,7 +539,7 @@ def test_any_yaml_is_a_config_or_refused(folder, content):
 
 
 @given(content=st.lists(lines | typing | st.text(max_size=3), max_size=8))
-@fuzz
+@fuzz()
 def test_any_text_is_a_config_or_refused(folder, content):
     path = folder / "fuzz.yaml"
     path.write_bytes("\n".join(content).encode(errors="surrogatepass"))
@@ -563,7 +553,7 @@ def copied(folder):
 
 
 @given(data=st.data())
-@fuzz
+@fuzz()
 def test_damaged_configs_are_taken_or_refused(copied, data):
     name = data.draw(st.sampled_from(SHIPPED))
     with open(name, encoding="utf-8") as file:

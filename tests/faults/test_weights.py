@@ -10,8 +10,7 @@ from detectron2.modeling import build_model
 from detco_d2.engine.preflight import check_weights
 from detco_d2.weights.backbone import check_complete, load_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
-from detco_d2.weights.export import save_backbone
-from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
+from detco_d2.weights.input_spec import InputSpec
 from detco_d2.weights.names import torchvision_to_detectron2
 
 from ..conftest import load_config
@@ -173,46 +172,6 @@ def test_input_settings_of_a_wrong_form_are_refused(tmp_path, resnet18, spec, sa
     path = save(tmp_path, {"model": resnet18, "input_spec": spec})
     with pytest.raises(ValueError, match=f"input_spec is .*{said}.*; it must hold settings"):
         load_into(path)
-
-
-def stages_of_torchvision(model, x):
-    x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
-    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
-        x = layer(x)
-        yield x
-
-
-@pytest.mark.parametrize("depth, settings", [(18, R18), (50, [])])
-def test_a_backbone_goes_to_torchvision_and_back_with_the_same_features(tmp_path, depth, settings):
-    torch.manual_seed(3)
-    cfg = load_config(SEGMENTATION, *settings, "MODEL.RESNETS.RES5_DILATION", 1)
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    first, second = build_model(cfg).backbone.double(), build_model(cfg).backbone.double()
-    for name, tensor in first.state_dict().items():
-        if "norm" in name and "num_batches" not in name:
-            tensor.copy_(0.5 + torch.rand(tensor.shape))
-    own = first.state_dict()
-
-    there = getattr(torchvision.models, f"resnet{depth}")().double()
-    names = {name: torchvision_to_detectron2(name) for name in there.state_dict()}
-    there.load_state_dict({old: own[new] for old, new in names.items() if new}, strict=False)
-
-    backbone, source, _ = load_backbone(save(tmp_path, there.state_dict()))
-    assert source == "ResNet under the names of torchvision and timm"
-    save_backbone(str(tmp_path / "back.pth"), backbone, TORCHVISION_SPEC)
-    back, _, spec = load_backbone(str(tmp_path / "back.pth"))
-    assert spec == TORCHVISION_SPEC
-    assert back.keys() == {name for name in own if "num_batches" not in name}
-    assert all(torch.equal(back[name], own[name]) for name in back)
-    second.load_state_dict(back, strict=False)
-
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        expected = first.eval()(images)
-        returned = second.eval()(images)
-        for stage, found in zip(expected, stages_of_torchvision(there.eval(), images)):
-            assert torch.allclose(found, expected[stage], rtol=1e-6), stage
-            assert torch.allclose(returned[stage], expected[stage], rtol=1e-6), stage
 
 
 @pytest.mark.parametrize("path", ["no/such.pth", "no/such.pkl?matching_heuristics=True"])

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 
 from detco_d2.modeling.encoder import ProjectionHead
 
-from ..conftest import make_batch, tiny_config
+from ..conftest import R18, make_batch, tiny_config
 
 
 def test_local_embedding_is_the_head_of_the_nine_concatenated_vectors():
@@ -26,7 +26,7 @@ def test_local_embedding_is_the_head_of_the_nine_concatenated_vectors():
 
 
 def test_heads_have_the_widths_of_moco_v2_at_each_stage():
-    model = build_model(tiny_config("MODEL.DETCO.EMBED_DIM", 128))
+    model = build_model(tiny_config(*R18, "MODEL.DETCO.EMBED_DIM", 128))
     for stage, channels in zip(("res2", "res3", "res4", "res5"), (64, 128, 256, 512)):
         head = model.query_encoder.global_heads[stage]
         assert (head.hidden.in_features, head.hidden.out_features) == (channels, channels)
