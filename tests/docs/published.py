@@ -4,41 +4,37 @@ from detco_d2.reports.tables import KIND_TITLES, read_published
 
 # (title, columns (heading, task), kinds)
 LOW = ("1", "2", "5", "10")
+LENGTHS = ("12k", "1x", "2x")
 TABLES = [
     (
         "PASCAL VOC, Faster R-CNN C4, 24k iterations; AP / AP50 / AP75",
         [("", "voc/faster_rcnn_R_50_C4_24k")],
     ),
-    *[
-        (
-            f"COCO, {title}; AP / AP50 / AP75",
-            [(length, f"coco/{name}_{length}") for length in ("12k", "1x", "2x")],
-        )
-        for title, name in (
-            ("Mask R-CNN C4", "mask_rcnn_R_50_C4"),
-            ("Mask R-CNN FPN", "mask_rcnn_R_50_FPN"),
-            ("RetinaNet", "retinanet_R_50_FPN"),
-        )
-    ],
     (
-        "COCO keypoints, Keypoint R-CNN FPN, 2x; AP / AP50 / AP75",
-        [("", "coco/keypoint_rcnn_R_50_FPN_2x")],
+        "COCO, Mask R-CNN C4; AP / AP50 / AP75",
+        [(length, f"coco/mask_rcnn_R_50_C4_{length}") for length in LENGTHS],
     ),
-    *[
-        (
-            f"A share of COCO, 12k iterations, {title}; AP / AP50 / AP75 (or AP alone)",
-            [(f"{n} %", f"coco_low_data/{name}_{n}percent_12k") for n in LOW],
-        )
-        for title, name in (
-            ("Mask R-CNN FPN", "mask_rcnn_R_50_FPN"),
-            ("RetinaNet", "retinanet_R_50_FPN"),
-        )
-    ],
     (
-        "Cityscapes: Mask R-CNN FPN (AP / AP50), FCN-16s (mIoU)",
+        "COCO, Mask R-CNN FPN; AP / AP50 / AP75",
+        [(length, f"coco/mask_rcnn_R_50_FPN_{length}") for length in LENGTHS],
+    ),
+    (
+        "COCO and Cityscapes; AP / AP50 / AP75, or AP / AP50, or mIoU",
         [
-            ("instances,", "cityscapes/mask_rcnn_R_50_FPN_24k"),
-            ("FCN,", "cityscapes/semantic_segmentation_R_50_FCN"),
+            *((f"RetinaNet {length}", f"coco/retinanet_R_50_FPN_{length}") for length in LENGTHS),
+            ("Keypoint R-CNN 2x", "coco/keypoint_rcnn_R_50_FPN_2x"),
+            ("Cityscapes, Mask R-CNN FPN", "cityscapes/mask_rcnn_R_50_FPN_24k"),
+            ("Cityscapes, FCN-16s", "cityscapes/semantic_segmentation_R_50_FCN"),
+        ],
+    ),
+    (
+        "A share of COCO, 12k iterations; AP / AP50 / AP75, or AP alone",
+        [
+            *((f"Mask {n} %", f"coco_low_data/mask_rcnn_R_50_FPN_{n}percent_12k") for n in LOW),
+            *(
+                (f"RetinaNet {n} %", f"coco_low_data/retinanet_R_50_FPN_{n}percent_12k")
+                for n in LOW
+            ),
         ],
     ),
 ]
