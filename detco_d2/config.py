@@ -33,7 +33,7 @@ def add_detco_config(cfg: CfgNode) -> None:
     # The same of the local heads.
     cfg.MODEL.DETCO.LOCAL_HIDDEN_DIMS = []
     # Norm after each head's hidden layer. "": none, the paper and MoCo v2. "BN": for short runs
-    # and small data, where deep local heads without it collapse (docs/short_runs.md).
+    # and small data, where deep local heads without it collapse (docs/GETTING_STARTED.md).
     cfg.MODEL.DETCO.HEAD_NORM = ""
     # K: length of each queue, in images.
     cfg.MODEL.DETCO.QUEUE_LENGTH = 65536
@@ -111,7 +111,7 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.SOLVER.COLLECTIVE_TIMEOUT = 600
 
     # In pretraining: top-1 accuracy of nearest neighbours on the frozen backbone, as knn/{stage}
-    # (docs/probes.md).
+    # (docs/watching.md).
     cfg.TEST.KNN = CfgNode()
     # A folder of class folders, or a detection data set whose boxes are cut out; "" is off.
     cfg.TEST.KNN.DATASET = ""

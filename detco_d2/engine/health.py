@@ -101,7 +101,7 @@ class HealthHook(HookBase):
                 logger.warning(
                     f"{name} is {spread:.4f} at iteration {self.trainer.iter}: the {view} "
                     'embeddings have collapsed to a point. MODEL.DETCO.HEAD_NORM "BN", a lower '
-                    "SOLVER.BASE_LR or more varied images help (docs/short_runs.md)."
+                    "SOLVER.BASE_LR or more varied images help (docs/GETTING_STARTED.md)."
                 )
 
     def _progress(self, storage: EventStorage) -> str:
