@@ -68,6 +68,8 @@ PAPER = {  # sections 3.2-3.4 and 4 of the paper, MoCo v2 where it is silent
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.MAX_ITER": 1_281_167 // 256 * 200,
     "SOLVER.AMP.ENABLED": False,
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    "SOLVER.LR_REFERENCE_BATCH": 0,
 }
 # Of the fine-tuning protocols all that is not as Detectron2 has it by default.
 TRANSFER = {

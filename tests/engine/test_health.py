@@ -146,12 +146,9 @@ def test_a_moment_of_small_spread_is_no_collapse(caplog):
 @pytest.mark.parametrize(
     "seconds, text",
     [
-        (0.4, "0 s"),
         (119, "119 s"),
         (120, "2 min"),
-        (7199, "120 min"),
         (7200, "2.0 h"),
-        (172799, "48.0 h"),
         (172800, "2.0 days"),
     ],
 )

@@ -92,11 +92,6 @@ def test_without_a_period_the_last_iteration_alone_is_evaluated(scenes, colours,
     assert [i for i, line in metrics.items() if "knn/res5" in line] == [2]
 
 
-def test_by_default_there_is_none(scenes, tmp_path):
-    make_trainer(scenes, tmp_path, 1).train()
-    assert not any(name.startswith("knn/") for name in read_metrics(tmp_path)[0])
-
-
 @pytest.fixture(scope="module")
 def boxes(scenes):
     """The training scenes under a name that a new process registers by itself."""

@@ -10,7 +10,6 @@ import torch
 
 from detco_d2.engine.output_dir import check_output_dir
 from detco_d2.engine.preflight import check_run
-from detco_d2.engine.pretrain import with_schedule
 from detco_d2.engine.record import note_start
 
 from ..conftest import tiny_config
@@ -125,11 +124,8 @@ def test_too_many_processes_workers_or_images_a_batch_are_said(
         check_run(tiny_config(*images(tmp_path, 12), *settings), processes)
 
 
-def test_a_queue_that_no_batch_divides_works_and_one_beyond_the_data_warns(tmp_path, caplog):
-    cfg = tiny_config(*images(tmp_path, 12), "MODEL.DETCO.QUEUE_LENGTH", 1001)
-    check_run(cfg, 2)
-    with_schedule(cfg, 12)
-    assert "MODEL.DETCO.QUEUE_LENGTH is 1001 for 12 images" in caplog.text
+def test_a_queue_that_no_batch_divides_works(tmp_path):
+    check_run(tiny_config(*images(tmp_path, 12), "MODEL.DETCO.QUEUE_LENGTH", 1001), 2)
 
 
 def test_the_images_of_a_damaged_tar_shard_are_missed_before_any_process_starts(tmp_path):
