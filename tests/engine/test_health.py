@@ -1,6 +1,5 @@
 """The status line, the scalars of health, the warning of a collapse."""
 
-import json
 import logging
 import math
 from types import SimpleNamespace
@@ -10,8 +9,6 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from detco_d2.engine.health import HealthHook, duration
-
-from .test_pretrain import make_trainer
 
 
 def toy_detco(length=10):
@@ -154,18 +151,3 @@ def test_a_moment_of_small_spread_is_no_collapse(caplog):
 )
 def test_a_duration_is_said_in_the_unit_that_fits(seconds, text):
     assert duration(seconds) == text
-
-
-def test_a_real_run_records_health_for_every_family_stage_and_view(scenes, tmp_path, said):
-    parts = ["SOLVER.ACCUMULATION_STEPS", 2]
-    make_trainer(scenes, tmp_path, 4, *parts).train()
-    last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
-    for stage in ("res2", "res3", "res4", "res5"):
-        for family in ("gg", "gl", "ll"):
-            assert 0 <= last[f"top5/{family}_{stage}"] <= 1
-            assert 0 < last[f"alignment/{family}_{stage}"] < 4
-        for view in ("global", "local"):
-            assert -8 < last[f"uniformity/{view}_{stage}"] <= 0
-    assert last["queue/filled"] == 1 and last["queue/age"] == 10 / 4
-    assert last["chance/loss"] == math.log(11) and last["iteration"] == 3
-    assert lines(said)[-1].startswith("iteration 4 of 4 (100 %), 0 s left | loss ")

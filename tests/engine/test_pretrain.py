@@ -88,12 +88,18 @@ def test_without_a_seed_a_resume_keeps_the_first_runs_stream(scenes, tmp_path):
 def test_metrics_are_written_for_every_term(scenes, tmp_path):
     # 32-pixel patches: torch's bfloat16 convolutions go wrong on the CPU on maps of 1x1 pixels
     size = ["INPUT.DETCO.LOCAL_SIZE", 96, "INPUT.DETCO.PATCH_SIZE", 32]
-    make_trainer(scenes, tmp_path, 20, "SOLVER.AMP.ENABLED", True, *size).train()
+    parts = ["SOLVER.ACCUMULATION_STEPS", 2]
+    make_trainer(scenes, tmp_path, 20, "SOLVER.AMP.ENABLED", True, *size, *parts).train()
     last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
-    for family in ("gg", "gl", "ll"):
-        for stage in ("res2", "res3", "res4", "res5"):
+    for stage in ("res2", "res3", "res4", "res5"):
+        for family in ("gg", "gl", "ll"):
             assert last[f"loss_{family}_{stage}"] > 0
-            assert 0 <= last[f"top1/{family}_{stage}"] <= 1
+            assert 0 <= last[f"top1/{family}_{stage}"] <= last[f"top5/{family}_{stage}"] <= 1
+            assert 0 < last[f"alignment/{family}_{stage}"] < 4
+        for view in ("global", "local"):
+            assert -8 < last[f"uniformity/{view}_{stage}"] <= 0
+    assert last["queue/filled"] == 1 and last["queue/age"] == 10 / 4
+    assert last["chance/loss"] == math.log(11) and last["iteration"] == 19
     assert last["images_per_second"] > 0 and 0 <= last["data_time_share"] <= 1
     assert {"lr", "eta_seconds", "time"} <= last.keys()
     assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path))

@@ -87,25 +87,13 @@ def test_the_ignored_label_contributes_nothing():
     assert head.loss(logits, torch.full_like(targets, IGNORED)) == 0  # and not nan
 
 
-def test_the_loss_falls_as_the_prediction_nears_the_target_and_learns_it():
+def test_the_loss_falls_as_the_prediction_nears_the_target():
     head = small_head()
     targets = torch.randint(0, 5, (1, 32, 32))
     right = torch.nn.functional.one_hot(targets, 5).permute(0, 3, 1, 2).float()
     losses = [head.loss(scale * right, targets).item() for scale in (0, 1, 10, 100)]
     assert losses[0] == pytest.approx(math.log(5))
     assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-6
-
-    features = {"res5": torch.randn(2, 8, 4, 4)}
-    targets = torch.randint(0, 5, (2, 4, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
-    course = []
-    for _ in range(60):
-        loss = head.train()(features, targets)[1]["loss_sem_seg"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        course.append(loss.item())
-    assert course[-1] < 0.5 * course[0]
 
 
 def test_the_loss_has_its_weight_and_without_a_norm_the_convolutions_have_a_bias():
