@@ -174,7 +174,11 @@ def check(words: Sequence[str]) -> None:
     if program == "pip":
         _check_pip(rest)
     elif program == "make":
-        done = subprocess.run(["make", "-n", *rest], cwd=ROOT, capture_output=True, text=True)
+        real = shutil.which(
+            "make", path="/usr/bin:/bin:/usr/local/bin"
+        )  # not the one that runs this
+        assert real, "make is not installed"
+        done = subprocess.run([real, "-n", *rest], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(done.stderr)
     elif program == "tensorboard":
