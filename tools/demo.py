@@ -57,9 +57,8 @@ def plan(args: argparse.Namespace) -> dict[str, str]:
         f"--weights random={cells}/random/seed0/model_final.pth "
         f"--weights DetCo={cells}/DetCo/seed0/model_final.pth --output {output}",
         "Draw what the features see": "tools/visualize.py all --weights random "
-        f"--weights {detco} --limit 60 --images {images}",
-        "Write the page": f"tools/report.py {output}/pretrain --transfer {output} "
-        f"--output {output}/report.html",
+        f"--weights {detco} --images {images}",
+        "Write the page": f"tools/report.py {output}/pretrain --output {output}/report.html",
     }
 
 

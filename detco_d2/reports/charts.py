@@ -6,22 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from cycler import cycler
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from ..files import replacing
 
 Points = Sequence[tuple[float, float]]  # x rising; y may be NaN or infinite, which leaves a gap
-# Apart in every kind of colour blindness (Okabe and Ito).
-_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
-_STYLE = {
-    "axes.prop_cycle": cycler(color=_COLOURS),
+_TEXT = {
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a file name may hold dollar signs
 }
+_STYLE = ["tableau-colorblind10", _TEXT]
 _MAX_POINTS = 300  # of a line; more are averaged, as no screen shows them
 
 
@@ -35,7 +32,7 @@ def line_chart(lines: Mapping[str, Points], guides: Mapping[str, float]) -> byte
     Returns:
         an SVG.
     """
-    with matplotlib.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(4.2, 2.9))
         axis = figure.add_axes((0.15, 0.4, 0.83, 0.57))
         axis.set_xlabel("iteration")
@@ -79,7 +76,7 @@ def panels(
         rows, columns: how many.
         size: width and height of each, in inches.
     """
-    with matplotlib.rc_context(_STYLE):
+    with style.context(_STYLE):
         whole = (size[0] * columns + 0.4, size[1] * rows + 0.5)
         figure = Figure(figsize=whole, layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False)

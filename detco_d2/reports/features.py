@@ -8,7 +8,7 @@ embeddings, so that every cell is scaled to length one first.
 #   N: images, C: channels, h, w: a stage's grid, S: side of a square picture in pixels
 # Boxes are (left, top, right, bottom) as shares of a picture's sides.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,18 +45,11 @@ def read_square(path: str, size: int) -> np.ndarray:
 def embed(
     backbone: Callable[[torch.Tensor], dict[str, torch.Tensor]], pictures: Sequence[np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Computes features without what the zeros around an image do to them.
+    """Computes every stage's features, of shape (N, C, h, w), of N pictures of shape (S, S, 3).
 
-    A network pads each convolution with zeros, by which cells know how far the edge is: in deep
-    stages that is most of what differs. Pictures are continued by their mirror image instead, and
-    the cells of that are cut off again.
-
-    Args:
-        backbone: maps images of shape (N, 3, H, W) to maps of each stage.
-        pictures: N of shape (S, S, 3), uint8, where S is a multiple of 32.
-
-    Returns:
-        of every stage, of shape (N, C, S / stride, S / stride).
+    A network pads with zeros, by which cells know how far the edge is: in deep stages that is most
+    of what differs. So pictures, whose S is a multiple of 32, are continued by their mirror image,
+    and the cells of that are cut off again.
     """
     size = len(pictures[0])
     margin = -(-size // 128) * 32  # a quarter or more
@@ -70,24 +63,17 @@ def embed(
     return {stage: torch.cat(maps) for stage, maps in features.items()}
 
 
-def _unit(maps: torch.Tensor) -> torch.Tensor:
-    return F.normalize(maps.float(), dim=-3)
-
-
 def principal_colours(maps: torch.Tensor) -> np.ndarray:
-    """The first three principal components of all cells, as red, green and blue.
+    """Shows the first three principal components of all cells as red, green and blue.
 
-    The components are shared by the images, so that one colour means one thing in all of them.
-    Each is scaled from its 1st to its 99th percentile; its sign, which the data leave open, is the
-    one that makes the largest of its coefficients positive.
+    One colour means one thing in all images. A component is scaled from its 1st to its 99th
+    percentile, and grey if it has no variance. Its sign, which the data leave open, is the one that
+    makes the largest of its coefficients positive.
 
     Args:
-        maps: features of shape (N, C, h, w).
-
-    Returns:
-        of shape (N, h, w, 3), uint8; a component without variance is grey.
+        maps: features of shape (N, C, h, w); the result is of shape (N, h, w, 3), uint8.
     """
-    cells = _unit(maps).permute(0, 2, 3, 1).flatten(0, 2).double()
+    cells = F.normalize(maps.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2).double()
     cells = cells - cells.mean(0)
     axes = torch.linalg.eigh(cells.T @ cells).eigenvectors.flip(1)[:, :3]
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
@@ -107,40 +93,32 @@ class Patch:
     heat: np.ndarray  # the cosine of every cell with the query, of shape (h, w)
 
 
-def snap(box: Box, h: int, w: int) -> Box:
-    """The nearest box that consists of whole cells of a grid, at least one.
+def snap(low: float, high: float, cells: int) -> tuple[int, int]:
+    """The first of the cells, at least one, that are nearest to a part of a side, and the end.
 
-    >>> snap((0.25, 0.55, 0.7, 0.6), 4, 4)
-    (0.25, 0.5, 0.75, 0.75)
+    >>> snap(0.25, 0.7, 4), snap(0.55, 0.6, 4)
+    ((1, 3), (2, 3))
     """
-    left, right = _snap_side(box[0], box[2], w)
-    top, bottom = _snap_side(box[1], box[3], h)
-    return left / w, top / h, right / w, bottom / h
-
-
-def _snap_side(low: float, high: float, cells: int) -> tuple[int, int]:
     length = min(max(1, round((high - low) * cells)), cells)
     first = min(max(0, round(low * cells)), cells - length)
     return first, first + length
 
 
 def best_patches(query: torch.Tensor, box: Box, maps: torch.Tensor) -> list[Patch]:
-    """Of every image the patch that is most similar to the query's, of the same size.
-
-    A patch is the mean of its unit cells.
+    """Finds in every image the patch, a mean of unit cells, that is most similar to the query's.
 
     Args:
         query: features of the query image, of shape (C, h, w).
-        box: of the query patch; snapped to the grid.
+        box: of the query patch; snapped to the grid. All patches have its size.
         maps: features of the images to search, of shape (N, C, h, w).
     """
     h, w = query.shape[-2:]
-    (left, right), (top, bottom) = _snap_side(box[0], box[2], w), _snap_side(box[1], box[3], h)
+    (left, right), (top, bottom) = snap(box[0], box[2], w), snap(box[1], box[3], h)
     rows, columns = bottom - top, right - left
-    wanted = F.normalize(_unit(query)[:, top:bottom, left:right].mean((1, 2)), dim=0)
-    cells = _unit(maps)
+    wanted = F.normalize(query.float(), dim=0)[:, top:bottom, left:right].mean((1, 2))
+    wanted, cells = F.normalize(wanted, dim=0), F.normalize(maps.float(), dim=1)
     heat = torch.einsum("c,nchw->nhw", wanted, cells)
-    windows = _unit(F.avg_pool2d(cells, (rows, columns), stride=1))
+    windows = F.normalize(F.avg_pool2d(cells, (rows, columns), stride=1), dim=1)
     similarity = torch.einsum("c,nchw->nhw", wanted, windows).flatten(1)
     across = w - columns + 1
     patches = []
@@ -154,14 +132,14 @@ def best_patches(query: torch.Tensor, box: Box, maps: torch.Tensor) -> list[Patc
 def plot_components(
     path: Path, pictures: Sequence[np.ndarray], colours: dict[str, dict[str, np.ndarray]]
 ) -> None:
-    """Writes a row for each image and weight file, a column for each stage.
+    """Writes a row for each image and weight file, a column for each stage, to a .png.
 
     Args:
-        path: the .png to write.
+        path: of the .png.
         pictures: N of shape (S, S, 3).
         colours: of every weight file's stages by name, each of shape (N, h, w, 3).
     """
-    stages = list(dict.fromkeys(stage for maps in colours.values() for stage in maps))
+    stages = list(next(iter(colours.values())))
     rows = len(pictures) * len(colours)
     with panels(path, rows, 1 + len(stages), (2.0, 2.0)) as (figure, axes):
         figure.suptitle("first three principal components as red, green and blue")
@@ -176,44 +154,34 @@ def plot_components(
                     show_picture(axis, maps[stage][i], interpolation="bicubic")
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """A row of the picture of nearest patches."""
-
-    title: str  # which weights and stage
-    box: Box  # of the query patch, on the grid of this stage
-    found: Sequence[tuple[np.ndarray, Patch]]  # pictures of shape (S, S, 3); most similar first
-
-
-def plot_neighbours(path: Path, query: np.ndarray, rows: Sequence[Neighbours]) -> None:
+def plot_neighbours(
+    path: Path, pictures: Sequence[np.ndarray], rows: Mapping[str, Sequence[tuple[int, Patch]]]
+) -> None:
     """Writes the query, and the images with the nearest patches, dark where they differ.
 
     Args:
-        path: the .png to write.
-        query: a picture of shape (S, S, 3).
-        rows: one for each weight file and stage.
+        path: of the .png.
+        pictures: N of shape (S, S, 3).
+        rows: of each weight file the number of a picture, and the patch in it: first the query.
     """
-    columns = 1 + max(len(row.found) for row in rows)
+    columns = max(map(len, rows.values()))
     with panels(path, len(rows), columns, (2.0, 2.25)) as (figure, axes):
         figure.suptitle("nearest patches: bright cells are similar to the query patch")
-        for axis in axes.flat:
-            axis.set_visible(False)
-        for line, row in zip(axes, rows):
-            _show_patch(line[0], query, row.box, "query")
-            line[0].set_ylabel(row.title)
-            heats = np.concatenate([patch.heat.ravel() for _, patch in row.found])
+        for line, (name, row) in zip(axes, rows.items()):
+            line[0].set_ylabel(name)
+            heats = np.concatenate([patch.heat.ravel() for _, patch in row[1:]])
             low, high = np.percentile(heats, 5), heats.max()
-            for axis, (picture, patch) in zip(line[1:], row.found):
-                _show_patch(axis, picture, patch.box, f"cosine {patch.similarity:.3f}")
+            for axis, (number, patch) in zip(line, row):
+                _show_patch(axis, pictures[number], patch.box)
+                axis.set_title(f"cosine {patch.similarity:.3f}")
                 share = ((patch.heat - low) / max(high - low, 1e-9)).clip(0, 1)
                 shade = np.dstack([np.zeros((*share.shape, 3)), 0.7 * (1 - share)])
                 show_picture(axis, shade, zorder=0.5)
+            line[0].set_title("query")
 
 
-def _show_patch(axis: Any, picture: np.ndarray, box: Box, title: str) -> None:
-    axis.set_visible(True)
+def _show_patch(axis: Any, picture: np.ndarray, box: Box) -> None:
     show_picture(axis, picture)
-    axis.set_title(title)
     left, top, right, bottom = box
     for width, colour in ((4, "black"), (2, "yellow")):
         frame = Rectangle((left, top), right - left, bottom - top, fill=False)
