@@ -43,7 +43,7 @@ def plan(args: argparse.Namespace) -> dict[str, str]:
     detco = f"DetCo={output}/pretrain/model_final.pth"
     benchmark = (
         f"tools/benchmark.py --suite {near('configs/demo/faster_rcnn_R_18_FPN.yaml')} "
-        f"--num-gpus {gpus} --seeds {args.seeds} --evaluations 1 --output {output} "
+        f"--num-gpus {gpus} --seeds 1 --evaluations 1 --output {output} "
         f"--init random --init {detco}"
     )
     if total := args.finetune_iters:
@@ -69,13 +69,10 @@ def main() -> None:
     add = parser.add_argument
     add("--output", default="output/demo", help="folder for everything written")
     add("--images", action="append", help="folder to pretrain on; repeatable")
-    add("--seeds", type=int, default=1, help="fine-tuning runs of each kind")
     add("--pretrain-iters", type=int, help="default: as in the config")
     add("--finetune-iters", type=int, help="default: as in the config")
     add("--num-gpus", type=int, default=0, help="0: CPU; 1: one GPU")
     args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error(f"--seeds is {args.seeds}; it must be at least 1")
     try:
         steps = plan(args)
     except OSError as error:

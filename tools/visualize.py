@@ -4,13 +4,13 @@
 python tools/visualize.py all --weights random --weights detco=output/mine/model_final.pth \\
     --images /my/photos
 python tools/visualize.py neighbours --weights output/mine/model_final.pth \\
-    --images /my/photos/cat.jpg /my/photos --box 0.3,0.2,0.6,0.5
+    --images /my/photos/cat.jpg /my/photos
 python tools/visualize.py detections --weights output/finetune/model_final.pth
 
 pca: principal components of the features, as colours. neighbours: the patches of other images that
-are nearest to one of the first. all: both. `random` is an untrained ResNet of the same depth.
-detections: the best boxes of what train_net.py trained, under the labels of its test set. The
-pictures go to pictures/ beside the first weight file.
+are nearest to the middle of the first. all: both. `random` is an untrained ResNet of the same
+depth. detections: the best boxes of what train_net.py trained, under the labels of its test set.
+The pictures go to pictures/ beside the first weight file.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from detco_d2.data.datasets import list_images
 from detco_d2.data.decode import UnreadableImage
 from detco_d2.reports.detections import plot_detections
 from detco_d2.reports.features import (
-    Box,
     best_patches,
     embed,
     plot_components,
@@ -55,16 +54,6 @@ def parse_weights(text: str) -> tuple[str, str]:
     if text == "random":
         return "random", ""
     return (name, path) if equals else (Path(text).absolute().parent.name, text)
-
-
-def parse_box(text: str) -> Box:
-    left, top, right, bottom = map(float, text.split(","))
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not left,top,right,bottom as shares of the picture, such as "
-            "0.4,0.4,0.6,0.6"
-        )
-    return left, top, right, bottom
 
 
 def build_backbone(args: argparse.Namespace, path: str, stages: Iterable[str]) -> FrozenBackbone:
@@ -106,17 +95,15 @@ def pca(args: argparse.Namespace, file: Path) -> None:
 
 
 def neighbours(args: argparse.Namespace, file: Path) -> None:
-    """The patch of every other image that is nearest to one of the first, by res4; the best."""
+    """The patches of other images that are nearest, at res4, to the middle of the first."""
     pictures = read_pictures(args)
     if len(pictures) == 1:
         raise ValueError("There is no image to search in; give more --images than the first.")
-    rows = {}
+    patches = {}
     for name, path in args.weights.items():
         maps = embed(build_backbone(args, path, ["res4"]), pictures)["res4"]
-        query, *found = enumerate(best_patches(maps[0], args.box, maps))
-        found.sort(key=lambda pair: -pair[1].similarity)
-        rows[name] = [query, *found[:NUM_PATCHES]]
-    plot_neighbours(file, pictures, rows)
+        patches[name] = best_patches(maps)
+    plot_neighbours(file, pictures, patches, NUM_PATCHES)
 
 
 def detections(args: argparse.Namespace, file: Path) -> None:
@@ -136,8 +123,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("kind", choices=[*KINDS, "all"])
     add("--weights", action="append", type=parse_weights, required=True, help="NAME=FILE or random")
-    add("--images", nargs="+", help="files or folders; neighbours: the first has the patch")
-    add("--box", type=parse_box, default=(0.4, 0.4, 0.6, 0.6), help="left,top,right,bottom, 0..1")
+    add("--images", nargs="+", help="files or folders")
     add("--output", type=Path, help="folder; default: pictures/ beside the first weight file")
     args = parser.parse_args()
     names = [name for name, _ in args.weights]

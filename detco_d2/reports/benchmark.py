@@ -110,7 +110,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def read_result(cell: Cell, output: Path) -> dict[str, Any]:
-    """What is known of a cell: {config, task, init, seed, status, metrics}.
+    """What is known of a cell: {task, init, seed, status, metrics}.
 
     `status` is "done", "not finished" or "not started"; `metrics` is {"<kind>/<metric>": percent},
     with 0 where an evaluator gives NaN because nothing was predicted.
@@ -120,7 +120,6 @@ def read_result(cell: Cell, output: Path) -> dict[str, Any]:
         "task": cell.task.name,
         "init": cell.init,
         "seed": cell.seed,
-        "config": cell.task.config,
         "status": "not finished" if (folder / "cell.json").is_file() else "not started",
         "metrics": {},
     }

@@ -18,7 +18,7 @@ _TEXT = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a file name may hold dollar signs
 }
-_STYLE = ["tableau-colorblind10", _TEXT]
+_STYLE: list[str | dict[str, Any]] = ["tableau-colorblind10", _TEXT]
 _MAX_POINTS = 300  # of a line; more are averaged, as no screen shows them
 
 

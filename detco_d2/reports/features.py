@@ -6,12 +6,10 @@ embeddings, so that every cell is scaled to length one first.
 
 # Shape shorthand in this module:
 #   N: images, C: channels, h, w: a stage's grid, S: side of a square picture in pixels
-# Boxes are (left, top, right, bottom) as shares of a picture's sides.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,6 @@ from torchvision.transforms import functional as TF
 from ..data.decode import MAX_PIXELS, MIN_SIDE, UnreadableImage, decode_image
 from .charts import panels, show_picture
 
-Box = tuple[float, float, float, float]
 _BATCH = 16  # images that pass a backbone together
 
 
@@ -85,48 +82,33 @@ def principal_colours(maps: torch.Tensor) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Patch:
-    """The place in an image that is most similar to a query patch."""
+class Patches:
+    """The place in each of N images that is most similar to the middle of the first."""
 
-    box: Box
-    similarity: float  # cosine, from -1 to 1
-    heat: np.ndarray  # the cosine of every cell with the query, of shape (h, w)
-
-
-def snap(low: float, high: float, cells: int) -> tuple[int, int]:
-    """The first of the cells, at least one, that are nearest to a part of a side, and the end.
-
-    >>> snap(0.25, 0.7, 4), snap(0.55, 0.6, 4)
-    ((1, 3), (2, 3))
-    """
-    length = min(max(1, round((high - low) * cells)), cells)
-    first = min(max(0, round(low * cells)), cells - length)
-    return first, first + length
+    boxes: np.ndarray  # left, top, right, bottom as shares of the sides, of shape (N, 4)
+    similarity: np.ndarray  # cosines, from -1 to 1, of shape (N,)
+    heat: np.ndarray  # the cosine of every cell with the query, of shape (N, h, w)
 
 
-def best_patches(query: torch.Tensor, box: Box, maps: torch.Tensor) -> list[Patch]:
-    """Finds in every image the patch, a mean of unit cells, that is most similar to the query's.
+def best_patches(maps: torch.Tensor) -> Patches:
+    """Finds in every image the patch that is most similar to the middle of the first.
+
+    A patch is the mean of its unit cells; all have the size of the query, 0.4 of each side.
 
     Args:
-        query: features of the query image, of shape (C, h, w).
-        box: of the query patch; snapped to the grid. All patches have its size.
-        maps: features of the images to search, of shape (N, C, h, w).
+        maps: features of shape (N, C, h, w).
     """
-    h, w = query.shape[-2:]
-    (left, right), (top, bottom) = snap(box[0], box[2], w), snap(box[1], box[3], h)
-    rows, columns = bottom - top, right - left
-    wanted = F.normalize(query.float(), dim=0)[:, top:bottom, left:right].mean((1, 2))
-    wanted, cells = F.normalize(wanted, dim=0), F.normalize(maps.float(), dim=1)
-    heat = torch.einsum("c,nchw->nhw", wanted, cells)
+    h, w = maps.shape[-2:]
+    top, left = round(0.3 * h), round(0.3 * w)
+    rows, columns = h - 2 * top, w - 2 * left
+    cells = F.normalize(maps.float(), dim=1)
     windows = F.normalize(F.avg_pool2d(cells, (rows, columns), stride=1), dim=1)
-    similarity = torch.einsum("c,nchw->nhw", wanted, windows).flatten(1)
-    across = w - columns + 1
-    patches = []
-    for i, place in enumerate(similarity.argmax(1).tolist()):
-        y, x = divmod(place, across)
-        found = (x / w, y / h, (x + columns) / w, (y + rows) / h)
-        patches.append(Patch(found, similarity[i, place].item(), heat[i].numpy()))
-    return patches
+    query = windows[0, :, top, left]
+    similarity, place = torch.einsum("c,nchw->nhw", query, windows).flatten(1).max(1)
+    y, x = np.divmod(place.numpy(), windows.shape[-1])
+    boxes = np.stack([x / w, y / h, (x + columns) / w, (y + rows) / h], axis=1)
+    heat = torch.einsum("c,nchw->nhw", query, cells)
+    return Patches(boxes, similarity.numpy(), heat.numpy())
 
 
 def plot_components(
@@ -155,35 +137,29 @@ def plot_components(
 
 
 def plot_neighbours(
-    path: Path, pictures: Sequence[np.ndarray], rows: Mapping[str, Sequence[tuple[int, Patch]]]
+    path: Path, pictures: Sequence[np.ndarray], patches: Mapping[str, Patches], count: int
 ) -> None:
     """Writes the query, and the images with the nearest patches, dark where they differ.
 
     Args:
         path: of the .png.
-        pictures: N of shape (S, S, 3).
-        rows: of each weight file the number of a picture, and the patch in it: first the query.
+        pictures: N of shape (S, S, 3); the first is the query's.
+        patches: of each weight file.
+        count: how many of the others, the most similar ones, are shown.
     """
-    columns = max(map(len, rows.values()))
-    with panels(path, len(rows), columns, (2.0, 2.25)) as (figure, axes):
+    columns = min(1 + count, len(pictures))
+    with panels(path, len(patches), columns, (2.0, 2.25)) as (figure, axes):
         figure.suptitle("nearest patches: bright cells are similar to the query patch")
-        for line, (name, row) in zip(axes, rows.items()):
-            line[0].set_ylabel(name)
-            heats = np.concatenate([patch.heat.ravel() for _, patch in row[1:]])
-            low, high = np.percentile(heats, 5), heats.max()
-            for axis, (number, patch) in zip(line, row):
-                _show_patch(axis, pictures[number], patch.box)
-                axis.set_title(f"cosine {patch.similarity:.3f}")
-                share = ((patch.heat - low) / max(high - low, 1e-9)).clip(0, 1)
+        for row, (name, found) in zip(axes, patches.items()):
+            row[0].set_ylabel(name)
+            low, high = np.percentile(found.heat[1:], 5), found.heat[1:].max()
+            others = 1 + np.argsort(-found.similarity[1:], kind="stable")
+            for axis, i in zip(row, [0, *others]):
+                show_picture(axis, pictures[i])
+                share = ((found.heat[i] - low) / max(high - low, 1e-9)).clip(0, 1)
                 shade = np.dstack([np.zeros((*share.shape, 3)), 0.7 * (1 - share)])
                 show_picture(axis, shade, zorder=0.5)
-            line[0].set_title("query")
-
-
-def _show_patch(axis: Any, picture: np.ndarray, box: Box) -> None:
-    show_picture(axis, picture)
-    left, top, right, bottom = box
-    for width, colour in ((4, "black"), (2, "yellow")):
-        frame = Rectangle((left, top), right - left, bottom - top, fill=False)
-        frame.set(linewidth=width, edgecolor=colour)
-        axis.add_patch(frame)
+                left, top, right, bottom = found.boxes[i]
+                size = right - left, bottom - top
+                axis.add_patch(Rectangle((left, top), *size, fill=False, lw=3, ec="yellow"))
+                axis.set_title(f"cosine {found.similarity[i]:.3f}" if i else "query")

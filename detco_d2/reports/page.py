@@ -5,6 +5,7 @@ Whatever comes from a file is escaped, and the page forbids the browser to load 
 
 import base64
 import io
+import json
 import math
 import re
 import shlex
@@ -21,7 +22,7 @@ from ..data.decode import UnreadableImage, decode_image
 from ..engine.health import duration
 from .benchmark import METRICS
 from .charts import Points, line_chart
-from .run_folder import Run, complaints, read_json
+from .run_folder import Run, read_json
 from .tables import EXPLANATION, table, task_tables
 
 _VIEWS = {
@@ -76,6 +77,7 @@ def page(run: Run) -> str:
     environment.filters["table"] = _html
     template = environment.get_template("page.html.j2")
     done = 1 + max((points[-1][0] for points in run.curves.values()), default=-1)
+    starts = read_json(run.folder / "run.json")
     steps = [y for _, y in run.curves.get("time", []) if math.isfinite(y)]
     text = template.render(
         run=run,
@@ -83,14 +85,13 @@ def page(run: Run) -> str:
         done=done,
         is_finished=(run.folder / "model_final.pth").is_file(),
         spent=duration(statistics.mean(steps) * done) if steps else "",
-        complaints=complaints(run),
         results=_results(run),
         charts=_charts(run),
         views=_pictures(run.folder / "views", "the views that enter the network", last=2),
         features=_pictures(run.folder / "pictures", "what features look like"),
         probes=_probes(run),
         changed=table("key that differs", run.changed),
-        starts=read_json(run.folder / "run.json"),
+        starts=json.dumps(starts, indent=1) if starts else "",
         explanation=EXPLANATION,
         quoted=shlex.quote,
     )
@@ -172,7 +173,7 @@ def _probes(run: Run) -> dict[str, list[Any]]:
         except _OTHER_FORM:
             continue
     tables = [table(title, rows) for title, rows in groups.items()]
-    return {"tables": tables, "commands": dict.fromkeys(commands)}
+    return {"tables": tables, "commands": list(dict.fromkeys(commands))}
 
 
 def _results(run: Run) -> dict[str, list[Any]]:

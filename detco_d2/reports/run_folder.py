@@ -1,9 +1,7 @@
 """What the output folder of a run holds, read so that a half-written file is no error."""
 
 import json
-import math
 import re
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,25 +134,3 @@ def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
         warnings=read_warnings(folder / "log.txt"),
         transfer=transfer or ([around] if (around / "results.json").is_file() else []),
     )
-
-
-def complaints(run: Run) -> list[str]:
-    """Says what is wrong with the latest values, in sentences."""
-    keys = run.key("MODEL.DETCO.QUEUE_LENGTH")
-    choices = keys + 1 if isinstance(keys, int) and keys > 0 else math.inf
-    said = []
-    for name, points in sorted(run.curves.items()):
-        value = statistics.median(y for _, y in points[-5:])  # that of one batch says little
-        if not all(math.isfinite(y) for _, y in points):
-            said.append(f"{name} has values that are no finite numbers.")
-        elif name.startswith("top1/") and value <= 2 / choices:
-            said.append(f"{name} is {value:.2g}, near chance, 1/(K+1) = {1 / choices:.2g}.")
-        elif name.startswith("info_nce/") and value >= math.log(choices):
-            said.append(f"{name} is {value:.2f}, at chance, log(K+1) = {math.log(choices):.2f}.")
-        elif name.startswith("spread/") and value < 0.1:
-            said.append(f"{name} is {value:.2f}: the embeddings have collapsed.")
-        elif name == "data_time_share" and value > 0.2:
-            said.append(f"{100 * value:.0f} % of the time is spent waiting for images.")
-        elif name == "data/bad_images" and value:
-            said.append(f"{value:.0f} images could not be read; bad_images.txt lists them.")
-    return said

@@ -43,11 +43,7 @@ def mean_and_std(values: Sequence[float]) -> Value:
 
 
 def difference(a: Value, b: Value) -> tuple[float, bool]:
-    """Difference of two means, and whether it is beyond two standard deviations.
-
-    The deviation is that of the difference of two runs, sqrt(std_a^2 + std_b^2). Nothing is beyond
-    it where one of them has a single seed.
-    """
+    """Difference of two means, and whether it is known to be beyond two of its deviations."""
     delta = a["mean"] - b["mean"]
     if a["std"] is None or b["std"] is None:
         return delta, False
