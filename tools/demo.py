@@ -3,8 +3,6 @@
 
 python tools/demo.py                          # 600 rendered scenes
 python tools/demo.py --images /my/photos      # one's own images; detectors learn rendered scenes
-
-Says each command of the project before it runs it, and ends with a table and report.html.
 """
 
 import argparse

@@ -34,12 +34,7 @@ from detco_d2.reports.features import (
     principal_colours,
     read_square,
 )
-from detco_d2.weights.frozen import (
-    STAGES,
-    FrozenBackbone,
-    frozen_backbone,
-    random_backbone_like,
-)
+from detco_d2.weights.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone_like
 
 SIZE = 224  # side of the pictures, in pixels; a multiple of 32
 MAX_IMAGES = 60  # that are read

@@ -23,14 +23,11 @@ _MAX_POINTS = 300  # of a line; more are averaged, as no screen shows them
 
 
 def line_chart(lines: Mapping[str, Points], guides: Mapping[str, float]) -> bytes:
-    """Draws lines over iterations; the legend gives the last value of each.
+    """Draws lines over iterations as an SVG; the legend gives the last value of each.
 
     Args:
         lines: points by name. A value that is no finite number is a gap, a lone point a dot.
         guides: heights of dotted lines by name, such as chance.
-
-    Returns:
-        an SVG.
     """
     with style.context(_STYLE):
         figure = Figure(figsize=(4.2, 2.9))
@@ -69,12 +66,9 @@ def _thin(points: Points) -> np.ndarray:
 def panels(
     path: Path, rows: int, columns: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, np.ndarray]]:
-    """Gives a figure and its axes, of shape (rows, columns); saves it when the block ends.
+    """Gives a figure and its axes, of shape (rows, columns), each of a size in inches.
 
-    Args:
-        path: the .png to write.
-        rows, columns: how many.
-        size: width and height of each, in inches.
+    It is written to a .png when the block ends.
     """
     with style.context(_STYLE):
         whole = (size[0] * columns + 0.4, size[1] * rows + 0.5)

@@ -26,16 +26,14 @@ _MAX_BOXES = 5  # of an image, the best ones
 
 
 def plot_detections(path: Path, detectors: Mapping[str, str]) -> None:
-    """Writes a row of labels and a row of the best boxes of each detector.
+    """Writes a row of labels and a row of the best boxes of each detector, to a .png.
 
     Args:
-        path: the .png to write.
         detectors: checkpoints by name, each in an output folder of train_net.py. The images are
             the first ones of the first one's DATASETS.TEST.
 
     Raises:
-        FileNotFoundError, ValueError: a folder without a config.yaml, or one of no detector; data
-            or weights that are not there.
+        FileNotFoundError, ValueError: no config, no data, no weights, or not those of a detector.
     """
     configs = {name: _read_config(file) for name, file in detectors.items()}
     test = next(iter(configs.values())).DATASETS.TEST

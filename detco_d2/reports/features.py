@@ -117,7 +117,6 @@ def plot_components(
     """Writes a row for each image and weight file, a column for each stage, to a .png.
 
     Args:
-        path: of the .png.
         pictures: N of shape (S, S, 3).
         colours: of every weight file's stages by name, each of shape (N, h, w, 3).
     """
@@ -139,10 +138,9 @@ def plot_components(
 def plot_neighbours(
     path: Path, pictures: Sequence[np.ndarray], patches: Mapping[str, Patches], count: int
 ) -> None:
-    """Writes the query, and the images with the nearest patches, dark where they differ.
+    """Writes the query, and the images with the nearest patches, dark where they differ, to a .png.
 
     Args:
-        path: of the .png.
         pictures: N of shape (S, S, 3); the first is the query's.
         patches: of each weight file.
         count: how many of the others, the most similar ones, are shown.

@@ -98,20 +98,18 @@ class Run:
     warnings: Sequence[tuple[str, int]] = ()  # from the log, with how often each was given
     transfer: Sequence[Path] = ()  # folders of tools/benchmark.py
 
-    def key(self, name: str, default: Any = "?") -> Any:
-        return self.config[1].get(name, default)
+    def key(self, name: str) -> Any:
+        return self.config[1].get(name, "?")
 
 
 def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
-    """Reads an output folder.
+    """Reads an output folder of pretrain_net.py or train_net.py.
 
     Args:
-        folder: of pretrain_net.py or train_net.py.
         transfer: folders of tools/benchmark.py; none: the one around it, as the demo has it.
 
     Raises:
-        FileNotFoundError, ValueError: no metrics.json or config.yaml, or a broken one; or no
-            results in a folder of transfer.
+        FileNotFoundError, ValueError: a file that must be there is not, or is broken.
     """
     for other in transfer:
         if not (other / "results.json").is_file():

@@ -82,12 +82,10 @@ def _cell(value: Value, base: Value | None) -> str:
 
 
 def write_report(output: Path, results: Sequence[dict[str, Any]], command: str) -> str:
-    """Writes results.json and results.md; returns the Markdown.
+    """Writes results.json and results.md about all cells, whatever shard ran them.
 
-    Args:
-        output: folder.
-        results: of every cell of the benchmark, whatever shard ran it; see :func:`read_result`.
-        command: what was run.
+    Returns:
+        the Markdown.
     """
     summary = summarise(results)
     content = {"command": command, "summary": summary, "runs": list(results)}

@@ -152,7 +152,7 @@ def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
         "60 of 400 iterations: finished",
         "about 2 min of training",
         "Warnings in the log: 2 2 x disk",
-        "crops of coco, 70 + 30 images, % weights knn res5 (top-1)",
+        "crops of coco, 70 + 30 images, % knn res5 (top-1)",
         "chance 12.5 detco 41.2 random 20.0",
         "probe --detco probe --random",
         "benchmark/x, % runs bbox/AP a 5 10.0 ± 1.0 b 5 15.0 ± 0.5 ( +5.0 )",
