@@ -47,8 +47,7 @@ def photos(tmp_path_factory):
 
 
 def call(tool, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, words)])
-    monkeypatch.setattr(tool, "SIZE", 64)
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, words), "--size", "64"])
     tool.main()
 
 
@@ -56,12 +55,12 @@ def test_all_pictures_appear_beside_the_weights(tool, monkeypatch, weights, phot
     said = []
     monkeypatch.setattr(tool.logger, "warning", lambda *words: said.append(str(words)))
     names = ["--weights", "random", "--weights", f"a $name$={weights}"]
-    call(tool, monkeypatch, "all", *names, "--images", photos)
+    call(tool, monkeypatch, "all", *names, "--images", photos, "--count", 3)
     folder = weights.parent / "pictures"
     assert sorted(os.listdir(folder)) == ["neighbours.png", "pca.png"]
     sizes = {file.stem: Image.open(file).size for file in folder.iterdir()}
     assert sizes["pca"] == (5 * 200 + 40, 6 * 200 + 50)  # image and stages; images x weights
-    assert sizes["neighbours"] == (4 * 200 + 40, 2 * 225 + 50)  # query and three; weights
+    assert sizes["neighbours"] == (4 * 200 + 40, 8 * 225 + 50)  # query and three; weights x stages
     for file in folder.iterdir():
         pixels = np.asarray(Image.open(file).convert("L"))
         assert pixels.std() > 20 and np.median(pixels) > 20
@@ -87,7 +86,8 @@ def test_the_nearest_image_to_the_first_is_its_copy(tool, monkeypatch, weights, 
     monkeypatch.setattr(tool, "plot_neighbours", lambda *words: drawn.extend(words))
     copy = tmp_path / "copy.png"
     Image.open(photos / "b.png").save(copy)
-    call(tool, monkeypatch, "neighbours", "--weights", weights, "--images", copy, photos)
+    words = ["--weights", weights, "--images", copy, photos, "--stages", "res4"]
+    call(tool, monkeypatch, "neighbours", *words, "--box", "0.5,0,1,0.5")
     _, pictures, patches, _ = drawn
     (found,) = patches.values()
     assert (pictures[0] == pictures[2]).all() and (found.boxes[0] == found.boxes[2]).all()

@@ -4,11 +4,11 @@
 python tools/visualize.py all --weights random --weights detco=output/mine/model_final.pth \\
     --images /my/photos
 python tools/visualize.py neighbours --weights output/mine/model_final.pth \\
-    --images /my/photos/cat.jpg /my/photos
+    --images /my/photos/cat.jpg /my/photos --box 0.3,0.2,0.6,0.5
 python tools/visualize.py detections --weights output/finetune/model_final.pth
 
 pca: principal components of the features, as colours. neighbours: the patches of other images that
-are nearest to the middle of the first. all: both. `random` is an untrained ResNet of the same
+are nearest to one of the first image. all: both. `random` is an untrained ResNet of the same
 depth. detections: the best boxes of what train_net.py trained, under the labels of its test set.
 The pictures go to pictures/ beside the first weight file.
 """
@@ -36,10 +36,7 @@ from detco_d2.reports.features import (
 )
 from detco_d2.weights.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone_like
 
-SIZE = 224  # side of the pictures, in pixels; a multiple of 32
-MAX_IMAGES = 60  # that are read
-NUM_SHOWN = 3  # images with their components
-NUM_PATCHES = 5
+MAX_IMAGES = 100  # that are read
 logger = logging.getLogger("detco_d2.visualize")
 
 
@@ -49,6 +46,15 @@ def parse_weights(text: str) -> tuple[str, str]:
     if text == "random":
         return "random", ""
     return (name, path) if equals else (Path(text).absolute().parent.name, text)
+
+
+def parse_box(text: str) -> tuple[float, ...]:
+    """Left, top, right and bottom as shares of a picture."""
+    numbers = tuple(float(part) for part in text.split(","))
+    left, top, right, bottom = numbers
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError
+    return numbers
 
 
 def build_backbone(args: argparse.Namespace, path: str, stages: Iterable[str]) -> FrozenBackbone:
@@ -68,7 +74,7 @@ def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
     pictures = []
     for file in [files[i * len(files) // count] for i in range(count)]:
         try:
-            pictures.append(read_square(file, SIZE))
+            pictures.append(read_square(file, args.size))
         except UnreadableImage as error:
             logger.warning("Skipped: %s", error)
     logger.info("%d of %d images", len(pictures), len(files))
@@ -80,25 +86,25 @@ def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
 
 
 def pca(args: argparse.Namespace, file: Path) -> None:
-    """Components over all images, of which the first ones are shown."""
+    """Components over all images, of which the first --count are shown."""
     pictures = read_pictures(args)
     colours: dict[str, dict[str, np.ndarray]] = {}
     for name, path in args.weights.items():
-        maps = embed(build_backbone(args, path, STAGES), pictures)
-        colours[name] = {stage: principal_colours(maps[stage])[:NUM_SHOWN] for stage in STAGES}
-    plot_components(file, pictures[:NUM_SHOWN], colours)
+        maps = embed(build_backbone(args, path, args.stages), pictures)
+        colours[name] = {s: principal_colours(maps[s])[: args.count] for s in args.stages}
+    plot_components(file, pictures[: args.count], colours)
 
 
 def neighbours(args: argparse.Namespace, file: Path) -> None:
-    """The patches of other images that are nearest, at res4, to the middle of the first."""
+    """The patches of other images that are nearest to --box of the first."""
     pictures = read_pictures(args)
     if len(pictures) == 1:
         raise ValueError("There is no image to search in; give more --images than the first.")
     patches = {}
     for name, path in args.weights.items():
-        maps = embed(build_backbone(args, path, ["res4"]), pictures)["res4"]
-        patches[name] = best_patches(maps)
-    plot_neighbours(file, pictures, patches, NUM_PATCHES)
+        for stage, maps in embed(build_backbone(args, path, args.stages), pictures).items():
+            patches[f"{name}, {stage}"] = best_patches(maps, args.box)
+    plot_neighbours(file, pictures, patches, args.count)
 
 
 def detections(args: argparse.Namespace, file: Path) -> None:
@@ -119,12 +125,19 @@ def parse_arguments() -> argparse.Namespace:
     add("kind", choices=[*KINDS, "all"])
     add("--weights", action="append", type=parse_weights, required=True, help="NAME=FILE or random")
     add("--images", nargs="+", help="files or folders")
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--count", type=int, default=4, help="images or patches that are shown")
+    add("--size", type=int, default=224, help="side of the pictures, in pixels; a multiple of 32")
+    box = "of the query patch: left,top,right,bottom as shares of the first picture"
+    add("--box", type=parse_box, default=(0.3, 0.3, 0.7, 0.7), help=box)
     add("--output", type=Path, help="folder; default: pictures/ beside the first weight file")
     args = parser.parse_args()
     names = [name for name, _ in args.weights]
     args.weights = dict(args.weights)
     if len(names) > len(args.weights):
         parser.error(f"--weights has one name twice, of {names}; give each a NAME=FILE of its own")
+    if args.size % 32 or min(args.size, args.count) < 1:
+        parser.error("--size must be a multiple of 32, and --count at least 1")
     if not args.images and args.kind != "detections":
         parser.error("--images names no file or folder")
     args.first = next(filter(None, args.weights.values()), None)

@@ -83,30 +83,33 @@ def principal_colours(maps: torch.Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Patches:
-    """The place in each of N images that is most similar to the middle of the first."""
+    """The place in each of N images that is most similar to a patch of the first."""
 
     boxes: np.ndarray  # left, top, right, bottom as shares of the sides, of shape (N, 4)
     similarity: np.ndarray  # cosines, from -1 to 1, of shape (N,)
     heat: np.ndarray  # the cosine of every cell with the query, of shape (N, h, w)
 
 
-def best_patches(maps: torch.Tensor) -> Patches:
-    """Finds in every image the patch that is most similar to the middle of the first.
+def best_patches(maps: torch.Tensor, box: Sequence[float]) -> Patches:
+    """Finds in every image the patch that is most similar to one of the first.
 
-    A patch is the mean of its unit cells; all have the size of the query, 0.4 of each side.
+    A patch is the mean of its unit cells; all have the size of the query.
 
     Args:
         maps: features of shape (N, C, h, w).
+        box: of the query: left, top, right and bottom as shares of the sides; it is moved to the
+            edges of cells.
     """
     h, w = maps.shape[-2:]
-    top, left = round(0.3 * h), round(0.3 * w)
-    rows, columns = h - 2 * top, w - 2 * left
+    left, top = min(int(box[0] * w + 0.5), w - 1), min(int(box[1] * h + 0.5), h - 1)
+    columns, rows = max(round(box[2] * w) - left, 1), max(round(box[3] * h) - top, 1)
     cells = F.normalize(maps.float(), dim=1)
     windows = F.normalize(F.avg_pool2d(cells, (rows, columns), stride=1), dim=1)
     query = windows[0, :, top, left]
     similarity, place = torch.einsum("c,nchw->nhw", query, windows).flatten(1).max(1)
     y, x = np.divmod(place.numpy(), windows.shape[-1])
     boxes = np.stack([x / w, y / h, (x + columns) / w, (y + rows) / h], axis=1)
+    boxes[0] = [left / w, top / h, (left + columns) / w, (top + rows) / h]
     heat = torch.einsum("c,nchw->nhw", query, cells)
     return Patches(boxes, similarity.numpy(), heat.numpy())
 

@@ -74,7 +74,7 @@ def test_components_that_are_not_there_are_grey():
 def test_the_nearest_patch_of_a_copied_patch_is_its_copy():
     maps = noise(4, 32, 8, 8)
     maps[2, :, 3:7, 1:5] = 3.0 * maps[0, :, 2:6, 2:6]  # the length does not count
-    found = best_patches(maps)
+    found = best_patches(maps, (0.25, 0.25, 0.75, 0.75))
     assert found.boxes[0].tolist() == [0.25, 0.25, 0.75, 0.75]
     assert found.boxes[2].tolist() == [1 / 8, 3 / 8, 5 / 8, 7 / 8]
     assert found.similarity[[0, 2]] == pytest.approx(1.0, abs=1e-5)
