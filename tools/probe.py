@@ -59,9 +59,7 @@ def parse() -> argparse.Namespace:
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--size", type=int, default=224, help="side of the images in pixels")
     add("--max-images", type=int, default=0, help="at most so many in each half; 0: all")
-    add("--min-box", type=int, default=16, help="least side of a box to cut out, in pixels")
     add("--neighbours", type=int, default=20, help="k of k-NN")
-    add("--views", type=int, default=1, help="random crops of each training image (linear)")
     add("--svm-pool", choices=POOLS, default="grid", help="how the SVMs' features are pooled")
     add("--seed", type=int, default=0, help="of --random, of the split, and of the linear probe")
     add("--batch-size", type=int, default=64)
@@ -78,15 +76,15 @@ def parse() -> argparse.Namespace:
 
 
 def features_of(
-    args: argparse.Namespace, backbone: FrozenBackbone, half: Labelled, view: int | None = None
+    args: argparse.Namespace, backbone: FrozenBackbone, half: Labelled
 ) -> tuple[Features, torch.Tensor]:
     """The features of a half, and their labels."""
     pools = {"average" for probe in args.probes if probe != "svm"}
     pools |= {args.svm_pool for probe in args.probes if probe == "svm"}
     features, numbers = extract(
         backbone,
-        LabelledImages(half, args.size, view),
-        pools=sorted(pools) if view is None else ["average"],
+        LabelledImages(half, args.size),
+        pools=sorted(pools),
         batch_size=args.batch_size,
         num_workers=args.workers,
         device=args.device,
@@ -100,17 +98,13 @@ def run_probes(
     """The results of all probes at all stages, and the labels of both halves."""
     backbone.to(args.device)
     (train_x, y), (test_x, test_y) = (features_of(args, backbone, half) for half in (train, test))
-    views = [train_x]
-    if "linear" in args.probes and args.views > 1:
-        views = [features_of(args, backbone, train, view)[0] for view in range(args.views)]
     results = []
     for probe, stage in itertools.product(args.probes, args.stages):
         name = (args.svm_pool if probe == "svm" else "average", stage)
         if probe == "knn":
             found = {"top-1": knn(train_x[name], y, test_x[name], test_y, k=args.neighbours)}
         elif probe == "linear":
-            stacked = torch.stack([view[name] for view in views])
-            found = linear(stacked, y, test_x[name], test_y, seed=args.seed)
+            found = linear(train_x[name], y, test_x[name], test_y, seed=args.seed)
         else:
             found = svm(train_x[name], y, test_x[name], test_y, num_workers=max(1, args.workers))
         logger.info("%s %s: %s", probe, stage, {m: round(v, 1) for m, v in found.items()})
@@ -188,7 +182,6 @@ def main() -> None:
             args.test,
             kind=args.labels,
             max_images=args.max_images,
-            min_box=args.min_box,
             seed=args.seed,
         )
         for path in [*args.weights, *([""] if args.random else [])]:

@@ -1,6 +1,5 @@
 """What `DATASETS.TRAIN` and `DATASETS.TEST` may name: data sets, subsets of them, or any folder."""
 
-import json
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.datasets import load_voc_instances
 
 from .check import check_datasets, describe_folder
 
@@ -194,27 +193,3 @@ def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int 
             thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
         )
     return name
-
-
-def register_coco_subset(name: str, count: int, seed: int, folder: str) -> str:
-    """Register at most `count` images of a registered COCO data set.
-
-    Its annotation file, which COCO's evaluator reads, is written into `folder`.
-
-    Returns:
-        the subset's name.
-    """
-    metadata = MetadataCatalog.get(name)
-    content = json.loads(Path(metadata.json_file).read_text())
-    content["images"] = seeded_subset(content["images"], count, seed)
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-    subset = f"{name}_subset{count}_seed{seed}"
-    file = Path(folder, f"{subset}.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
-    if subset in DatasetCatalog.list():  # registered before, and its file may lie elsewhere
-        DatasetCatalog.remove(subset)
-        MetadataCatalog.remove(subset)
-    register_coco_instances(subset, {}, str(file), metadata.image_root)
-    return subset

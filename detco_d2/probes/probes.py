@@ -1,7 +1,7 @@
 """How much of the classes is in frozen features: nearest neighbours, a linear layer, SVMs."""
 
 # Shape shorthand in this module:
-#   N: training items, M: test items, D: dimensions, C: classes, V: views of each training item
+#   N: training items, M: test items, D: dimensions, C: classes
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,15 +61,14 @@ def linear(
     epochs, and follows the batch where there are fewer items than one of 256.
 
     Args:
-        train_x: of shape (V, N, D); epoch e sees view e mod V of every item.
-        train_y: class numbers of shape (N,).
+        train_x, train_y: features of shape (N, D) and class numbers of shape (N,).
         test_x, test_y: of shape (M, D) and (M,).
         seed: of the initial weights and of the order.
 
     Returns:
         "top-1" accuracy in percent, and "top-5" where there are more than five classes.
     """
-    views, count, width = train_x.shape
+    count, width = train_x.shape
     classes = int(max(train_y.max(), test_y.max())) + 1
     generator = torch.Generator().manual_seed(seed)
     weight = (0.01 * torch.randn(classes, width, generator=generator)).requires_grad_()
@@ -77,10 +76,9 @@ def linear(
     batch_size = min(256, count)
     optimizer = torch.optim.SGD([weight, bias], 30.0 * batch_size / 256, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 80])
-    for epoch in range(100):
-        x_ND = train_x[epoch % views]
+    for _ in range(100):
         for rows in torch.randperm(count, generator=generator).split(batch_size):
-            loss = F.cross_entropy(F.linear(x_ND[rows], weight, bias), train_y[rows])
+            loss = F.cross_entropy(F.linear(train_x[rows], weight, bias), train_y[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from detco_d2.data.datasets import (
     load_images,
     prepare_datasets,
     register_by_name,
-    register_coco_subset,
     register_voc_folder,
     seeded_subset,
 )
@@ -73,19 +71,6 @@ def test_subsets_follow_from_the_seed_alone():
     assert seeded_subset(items, 10, 0) == seeded_subset(items, 10, 0)
     assert seeded_subset(items, 10, 0) != seeded_subset(items, 10, 1)
     assert seeded_subset(items, 500, 0) == items
-
-
-def test_a_coco_subset_keeps_its_images_annotations_and_reads_its_newest_file(tmp_path, scenes):
-    name = register_scenes(scenes, "train")
-    whole = {d["file_name"]: d["annotations"] for d in DatasetCatalog.get(name)}
-    found = []
-    for folder in ("first", "second"):
-        subset = register_coco_subset(name, 5, 7, str(tmp_path / folder))
-        found.append(DatasetCatalog.get(subset))
-        assert MetadataCatalog.get(subset).json_file == f"{tmp_path}/{folder}/{subset}.json"
-        shutil.rmtree(tmp_path / folder)
-    assert found[0] == found[1] and len(found[0]) == 5
-    assert all(len(d["annotations"]) == len(whole[d["file_name"]]) for d in found[0])
 
 
 def test_a_voc_folder_brings_its_own_classes(tmp_path):
