@@ -115,7 +115,7 @@ def run_probes(
     return results, y, test_y
 
 
-def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
+def write(args: argparse.Namespace, path: str, record: Result) -> None:
     beside = path or next(iter(args.weights), "")
     folder = (args.output_dir or Path(beside).parent) / "probes"
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,11 +178,7 @@ def main() -> None:
     records: list[Result] = []
     try:
         train, test = load_halves(
-            args.data,
-            args.test,
-            kind=args.labels,
-            max_images=args.max_images,
-            seed=args.seed,
+            args.data, args.test, kind=args.labels, max_images=args.max_images, seed=args.seed
         )
         for path in [*args.weights, *([""] if args.random else [])]:
             records.append(probe(args, path, train, test))

@@ -81,7 +81,7 @@ def register_by_name(names: Sequence[str]) -> None:
                 write_scenes(match[3], match[1], int(match[2]), seed=0)
             register_scenes(match[3], match[1])
         elif match := re.fullmatch(r"voc_(\w+?)_([\d.]+)_seed(\d+)@(.+)", name):
-            register_voc_folder(match[4], match[1], float(match[2]), int(match[3]))
+            _register_voc_folder(name, match[4], match[1], float(match[2]), int(match[3]))
         elif match := re.fullmatch(r"(coco_2017_train)_([\d.]+)percent_seed(\d+)", name):
             _register_share(match[1], float(match[2]), int(match[3]))
         elif os.path.isdir(name):
@@ -113,8 +113,6 @@ def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
 def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
     """Register, check and complete the data sets of a run, before any process starts.
 
-    Makes Cityscapes' `labelTrainIds` files where they are missing.
-
     Raises:
         ValueError, FileNotFoundError: see :func:`check_datasets`.
     """
@@ -134,6 +132,32 @@ def seeded_subset(items: Sequence[Any], count: int, seed: int) -> list[Any]:
     """At most `count` of the items, drawn from the seed alone, in their original order."""
     chosen = np.random.default_rng(seed).permutation(len(items))[:count]
     return [items[i] for i in sorted(chosen)]
+
+
+def _register_voc_folder(name: str, root: str, split: str, fraction: float, seed: int) -> None:
+    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
+
+    Raises:
+        FileNotFoundError: no such list of images.
+    """
+    image_set = Path(root, "ImageSets", "Main", f"{split}.txt")
+    if not image_set.is_file():
+        raise FileNotFoundError(f"{root!r} is not in VOC's layout: there is no {str(image_set)!r}.")
+    found = {
+        element.text
+        for file in Path(root, "Annotations").glob("*.xml")
+        for element in ElementTree.parse(file).iterfind("object/name")
+    }
+    classes = sorted(name for name in found if name)
+
+    def load() -> list[dict[str, Any]]:
+        images = load_voc_instances(root, split, classes)
+        return seeded_subset(images, round(fraction * len(images)), seed)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
+    )
 
 
 def _register_share(base: str, percent: float, seed: int) -> None:
@@ -161,35 +185,3 @@ _register_imagenet(os.getenv("DETECTRON2_DATASETS", "datasets"))
 for _percent in (1, 2, 5, 10):  # the paper's low-data experiments
     for _seed in range(10):
         _register_share("coco_2017_train", _percent, _seed)
-
-
-def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int = 0) -> str:
-    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
-
-    Returns:
-        the data set's name.
-
-    Raises:
-        FileNotFoundError: no such list of images.
-    """
-    image_set = Path(root, "ImageSets", "Main", f"{split}.txt")
-    if not image_set.is_file():
-        raise FileNotFoundError(f"{root!r} is not in VOC's layout: there is no {str(image_set)!r}.")
-    found = {
-        element.text
-        for file in sorted(Path(root, "Annotations").glob("*.xml"))
-        for element in ElementTree.parse(file).iterfind("object/name")
-    }
-    classes = sorted(name for name in found if name)
-    name = f"voc_{split}_{fraction:g}_seed{seed}@{root}"
-
-    def load() -> list[dict[str, Any]]:
-        images = load_voc_instances(root, split, classes)
-        return seeded_subset(images, round(fraction * len(images)), seed)
-
-    if name not in DatasetCatalog.list():
-        DatasetCatalog.register(name, load)
-        MetadataCatalog.get(name).set(
-            thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
-        )
-    return name

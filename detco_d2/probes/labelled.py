@@ -50,9 +50,8 @@ class Labelled:
     labels: np.ndarray
     classes: list[str]
 
-    def take(self, indices: Sequence[int]) -> "Labelled":
-        chosen = list(indices)
-        return replace(self, items=[self.items[i] for i in chosen], labels=self.labels[chosen])
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Labelled":
+        return replace(self, items=[self.items[i] for i in indices], labels=self.labels[indices])
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -62,8 +61,7 @@ class LabelledImages(torch.utils.data.Dataset):
         """
         Args:
             labelled: what to read.
-            size: S in pixels. A folder's image is resized to 256/224 of it and cut to its centre;
-                the others are resized whole.
+            size: S. A folder's image is resized to 256/224 of it and cut to its centre.
         """
         self.items = pack_images(list(labelled.items))
         self.size = size
@@ -121,11 +119,10 @@ def load_halves(
     Args:
         data: a folder of class folders, or of such folders in `train` and `val` (or `test`); a
             folder in VOC's layout; or a detection data set that :func:`register_by_name` knows.
-        test: the same; by default the half that `data` brings, or else a quarter of its images
-            drawn from the seed, so that the crops of an image stay together.
+        test: the same; by default the half that `data` brings, or else a quarter of its images.
         kind: "crops" or "images", of a detection data set.
-        max_images: most items of each half, drawn from the seed; 0: all.
-        seed: of the draws.
+        max_images: most items of each half; 0: all.
+        seed: of what is drawn.
         key: what names `data`, for messages.
 
     Raises:
@@ -268,10 +265,8 @@ def _with_classes(labelled: Labelled, classes: list[str], name: str, other: str)
 
 
 def _split_by_image(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+    """Hold out a quarter of the images, so that the crops of an image stay together."""
     files = sorted({item["file_name"] for item in labelled.items})
     tested = set(seeded_subset(files, round(_TEST_SHARE * len(files)), seed))
     is_test = np.array([item["file_name"] in tested for item in labelled.items])
-    return (
-        labelled.take(np.flatnonzero(~is_test).tolist()),
-        labelled.take(np.flatnonzero(is_test).tolist()),
-    )
+    return labelled.take(np.flatnonzero(~is_test)), labelled.take(np.flatnonzero(is_test))

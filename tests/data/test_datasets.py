@@ -13,7 +13,6 @@ from detco_d2.data.datasets import (
     load_images,
     prepare_datasets,
     register_by_name,
-    register_voc_folder,
     seeded_subset,
 )
 from detco_d2.data.synthetic import register_scenes
@@ -86,12 +85,13 @@ def test_a_voc_folder_brings_its_own_classes(tmp_path):
     listing = tmp_path / "ImageSets" / "Main" / "train.txt"
     listing.parent.mkdir(parents=True)
     listing.write_text("0\n1\n2\n3\n")
-    half = register_voc_folder(str(tmp_path), "train", fraction=0.5)
+    half = f"voc_train_0.5_seed0@{tmp_path}"
+    register_by_name([half])
     assert MetadataCatalog.get(half).thing_classes == ["ant", "cat"]
     assert MetadataCatalog.get(half).evaluator_type == "pascal_voc"
     assert len(DatasetCatalog.get(half)) == 2
     with pytest.raises(FileNotFoundError, match="VOC's layout"):
-        register_voc_folder(str(tmp_path), "val")
+        register_by_name([f"voc_val_0.5_seed0@{tmp_path}"])
 
 
 def test_a_voc_folder_and_scenes_are_known_by_their_names(tmp_path, layouts):

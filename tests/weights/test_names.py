@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detco_d2.weights.names import backbone_slots, describe_resnet, torchvision_to_detectron2
+from detco_d2.weights.names import TO_DETECTRON2, backbone_slots, describe_resnet
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from detco_d2.weights.names import backbone_slots, describe_resnet, torchvision_
     ],
 )
 def test_names_map_as_in_the_official_converter(name, expected):
-    assert torchvision_to_detectron2(name) == expected
+    assert TO_DETECTRON2.get(name) == expected
 
 
 def test_slots_leave_out_the_fpn_and_the_extra_norm():
