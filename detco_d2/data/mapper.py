@@ -25,9 +25,7 @@ class DetCoDatasetMapper:
     """Decodes an image once and makes the views of it that the loss families need.
 
     It has two halves. :meth:`__call__` runs in a loader process, on one image; :meth:`finish` runs
-    on the training device, on a batch. A data-set dict has `file_name`, and `member` if the image
-    lies in a tar file, or `image_bytes` if it has been read. All randomness comes from torch's
-    generator.
+    on the training device, on a batch. All randomness comes from torch's generator.
     """
 
     @configurable
@@ -186,7 +184,7 @@ class DetCoDatasetMapper:
 
 
 def _open(dataset_dict: dict[str, Any]) -> Any:
-    """The encoded image as a file."""
+    """The encoded image as a file: a member of a tar file, bytes that are read, or a path."""
     if "member" in dataset_dict:
         from .tar import read_member  # a run on folders does not need it
 
