@@ -45,10 +45,7 @@ class DetCoDatasetMapper:
         Args:
             views: which of global_query, global_key, local_query, local_key to make.
             global_settings, local_settings: of a global view, and of the crop for the jigsaw.
-            patch_size: side of the nine patches in pixels.
-            image_format: channel order of the result, "RGB" or "BGR".
-            augmentation: "pil", "fast" or "device" (see INPUT.DETCO.AUGMENTATION).
-            min_side, max_pixels: of an image; any other is unreadable.
+            patch_size, image_format, augmentation, min_side, max_pixels: as the config's keys.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; pretraining takes RGB or BGR.")

@@ -1,4 +1,4 @@
-"""Labelled images for probes: folders of classes, or what the boxes of a detection data set hold.
+"""Labelled images for probes.
 
 Of a folder of class folders: the whole image, its class. Of a detection data set, as "crops": the
 inside of every box, its class; as "images": the whole image, which classes it contains (the VOC07
