@@ -60,7 +60,6 @@ BEFORE = {"tools/benchmark_speed.py": ["--repeats", "1"]}
 AFTER = {
     "tools/benchmark_speed.py": PRETRAIN,
     "tools/probe.py": ["--size", 48, "--stages", "res5", "--max-images", 40, "--workers", 0],
-    "tools/visualize.py": ["--size", 64, "--limit", 8],
 }
 # Endurance measurements with less to endure.
 COUNTS = {"tests.faults.soak": "100", "tests.faults.saver": "5"}

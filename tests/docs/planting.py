@@ -11,7 +11,7 @@ import torch
 
 from detco_d2.data.synthetic import write_scenes
 from detco_d2.weights.backbone import read_backbone
-from detco_d2.weights.names import detectron2_to_torchvision
+from detco_d2.weights.names import TO_TORCHVISION
 
 from .. import warm
 from ..conftest import ROOT
@@ -31,8 +31,7 @@ def _plant_weights(root: Path) -> None:
     backbone = read_backbone(str(root / "run/model_final.pth")).tensors
     write_caffe2(backbone, root / "R-50.pkl")
     moco = {
-        f"module.encoder_q.{detectron2_to_torchvision(name)}": tensor
-        for name, tensor in backbone.items()
+        f"module.encoder_q.{TO_TORCHVISION.get(name)}": tensor for name, tensor in backbone.items()
     }
     torch.save({"state_dict": moco, "arch": "resnet18"}, root / "moco_v2_200ep.pth.tar")
 
