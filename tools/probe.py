@@ -28,7 +28,7 @@ from tabulate import tabulate
 import detco_d2  # noqa: F401  registers data sets
 from detco_d2.engine.record import command_line, versions
 from detco_d2.files import replacing
-from detco_d2.probes.features import Features, extract
+from detco_d2.probes.features import POOLS, Features, extract
 from detco_d2.probes.labelled import KINDS, Labelled, LabelledImages, load_halves
 from detco_d2.probes.probes import chance, knn, linear, svm
 from detco_d2.weights.frozen import (
@@ -39,7 +39,7 @@ from detco_d2.weights.frozen import (
     random_backbone_like,
 )
 
-_POOL = {"knn": "average", "linear": "average", "svm": "grid"}  # of the features, by probe
+PROBES = ("knn", "linear", "svm")
 Result = dict[str, Any]
 logger = logging.getLogger("detco_d2.probe")
 
@@ -55,11 +55,12 @@ def parse() -> argparse.Namespace:
     add("--data", required=True, help="labelled images, see above")
     add("--test", default="", help="the test half, where --data does not bring it")
     add("--labels", choices=KINDS, default="crops", help="of a detection data set")
-    add("--probes", nargs="+", choices=_POOL, help="default: all that the labels allow")
+    add("--probes", nargs="+", choices=PROBES, help="default: all that the labels allow")
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--size", type=int, default=224, help="side of the images in pixels")
     add("--max-images", type=int, default=0, help="at most so many in each half; 0: all")
     add("--neighbours", type=int, default=20, help="k of k-NN")
+    add("--svm-pool", choices=POOLS, default="grid", help="how the SVMs' features are pooled")
     add("--seed", type=int, default=0, help="of --random, of the split, and of the linear probe")
     add("--batch-size", type=int, default=64)
     add("--workers", type=int, default=2, help="loader processes, and SVMs at a time")
@@ -70,7 +71,8 @@ def parse() -> argparse.Namespace:
         parser.error("nothing to probe: give --weights FILE, or --random")
     if args.labels == "images" and {"knn", "linear"} & set(args.probes or ()):
         parser.error("--labels images has several classes an image: --probes svm is all it allows")
-    args.probes = args.probes or (["svm"] if args.labels == "images" else list(_POOL))
+    args.probes = args.probes or (["svm"] if args.labels == "images" else list(PROBES))
+    args.pools = {"knn": "average", "linear": "average", "svm": args.svm_pool}
     return args
 
 
@@ -83,7 +85,7 @@ def run_probes(
         features, numbers = extract(
             backbone,
             LabelledImages(half, args.size),
-            pools=sorted({_POOL[probe] for probe in args.probes}),
+            pools=sorted({args.pools[probe] for probe in args.probes}),
             batch_size=args.batch_size,
             num_workers=args.workers,
             device=args.device,
@@ -94,7 +96,8 @@ def run_probes(
     (train_x, y), (test_x, test_y) = features_of(train), features_of(test)
     results = []
     for probe, stage in itertools.product(args.probes, args.stages):
-        halves = train_x[_POOL[probe], stage], y, test_x[_POOL[probe], stage], test_y
+        name = (args.pools[probe], stage)
+        halves = train_x[name], y, test_x[name], test_y
         if probe == "knn":
             found = {"top-1": knn(*halves, k=args.neighbours)}
         elif probe == "linear":

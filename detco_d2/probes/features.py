@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 # whatever the stage (Goyal et al. 2019, "Scaling and benchmarking self-supervised visual
 # representation learning", which pools a 224-pixel image to the same cells).
 GRID = {"res2": 6, "res3": 4, "res4": 3, "res5": 2}
+POOLS = ("average", "grid")
 Features = dict[tuple[str, str], torch.Tensor]
 Batch = tuple[list[int], torch.Tensor | None]
 
@@ -41,7 +42,7 @@ def extract(
     Args:
         backbone: a :class:`FrozenBackbone`.
         dataset: gives (number, uint8 image of shape (3, S, S), or None where it is unreadable).
-        pools: of "average" and "grid", see :func:`pool_map`.
+        pools: any of POOLS, see :func:`pool_map`.
         timeout: seconds that a loader process may take for a batch; 0: any number.
         start_worker: called in each loader process.
 
