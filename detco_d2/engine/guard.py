@@ -42,12 +42,11 @@ class BadImages:
             RuntimeError: more than the allowed share of the images is unreadable.
         """
         new = {path: reason for path, reason in found if path not in self.reasons}
-        self.reasons.update(new)
         for path, reason in new.items():
             logger.warning("Image %r is skipped: %s", path, reason)
-        if self.file and new:
-            with open(self.file, "a") as file:
-                file.write(_lines(new))
+        self.reasons.update(new)
+        if new:
+            self.write_list()
         if len(self.reasons) > self.max_fraction * self.num_images:
             first = "\n".join(f"  {path!r}: {why}" for path, why in list(self.reasons.items())[:5])
             raise RuntimeError(
@@ -59,16 +58,11 @@ class BadImages:
     def write_list(self) -> None:
         """Let the file say what is known now, and nothing of a run that was cut off."""
         if self.file and self.reasons:
-            with replacing(self.file) as part:
-                part.write_text(_lines(self.reasons))
+            with replacing(self.file) as part, part.open("w") as lines:
+                for path, reason in self.reasons.items():  # whatever bytes the paths are made of
+                    lines.write(json.dumps({"file_name": path, "reason": reason}) + "\n")
         elif self.file:
             Path(self.file).unlink(missing_ok=True)
-
-
-def _lines(reasons: dict[str, str]) -> str:
-    """JSON objects, whatever bytes the paths are made of."""
-    pairs = ({"file_name": path, "reason": reason} for path, reason in reasons.items())
-    return "".join(json.dumps(pair) + "\n" for pair in pairs)
 
 
 class NonFiniteSteps:

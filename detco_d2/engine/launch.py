@@ -101,11 +101,7 @@ def _run_and_forward_signals(start: Callable[[], Any]) -> Any:
 
 
 def num_processes(args: argparse.Namespace) -> int:
-    """How many training processes the flags or torchrun ask for.
-
-    Raises:
-        RuntimeError: see :func:`check_gpus`.
-    """
+    """How many training processes the flags or torchrun ask for; see :func:`check_gpus`."""
     if _is_under_torchrun():
         return int(os.environ["WORLD_SIZE"])
     check_gpus(args.num_gpus)

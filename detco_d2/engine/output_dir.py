@@ -58,8 +58,8 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
 
     Args:
         cfg: of this run, merged.
-        resume: `--resume`: there must be a run, whose config may differ in what a checkpoint bears.
-        overwrite: `--overwrite`: a run that is there is removed, with its curves, logs and views.
+        resume: there must be a run, whose config may differ in what a checkpoint bears.
+        overwrite: a run that is there is removed, with its curves, logs and views.
 
     Raises:
         FileNotFoundError: `--resume` without a checkpoint, or none that is there is intact.
@@ -124,13 +124,12 @@ def _check_same_run(checkpoint: Path, cfg: CfgNode, resume: bool) -> None:
 
 def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
     """(key, value in the checkpoint's config, value now) of what differs and matters."""
-    before, now = (
-        {
-            key: "BN" if value in _BATCH_NORMS else value
-            for key, value in flatten(yaml.safe_load(config))
-        }
-        for config in (text, cfg.dump())
-    )
+
+    def values(config: str) -> dict[str, Any]:
+        pairs = flatten(yaml.safe_load(config))
+        return {key: "BN" if value in _BATCH_NORMS else value for key, value in pairs}
+
+    before, now = values(text), values(cfg.dump())
     return [
         (key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())

@@ -28,8 +28,7 @@ def check_run(cfg: CfgNode, processes: int) -> None:
     The images are counted for it, and tar shards without an index get one.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch`,
-            :func:`load_train_images`, :func:`load_knn_halves` and :func:`check_wandb`.
+        ValueError, FileNotFoundError, ImportError: says what to change.
     """
     if cfg.WANDB.PROJECT:
         check_wandb(cfg.WANDB.PROJECT)

@@ -47,11 +47,9 @@ class PretrainStep(SimpleTrainer):
             model: a DetCo, in DDP or not.
             data_loader: gives this process's share of each batch.
             optimizer: of the query encoder.
-            mapper: a :class:`DetCoDatasetMapper`, which finishes each part on the device; without
-                one the loader's batches are finished.
+            mapper: finishes each part on the device; without one the loader's batches are finished.
             parts: into which a share is cut (SOLVER.ACCUMULATION_STEPS).
-            bad_images: takes note of images that could not be read.
-            nonfinite: takes note of steps that are undone; by default none is survived.
+            bad_images, nonfinite: take note; by default no undone step is survived.
             stop: what this process is asked to do.
         """
         super().__init__(model, data_loader, optimizer)
@@ -116,11 +114,9 @@ class PretrainStep(SimpleTrainer):
         counted = torch.tensor(counts, device=self.device)
         own = torch.cat([torch.stack([*losses.values()]), counted, norm.detach()[None]])
         names = [*losses, *_COUNTS]
-        if comm.get_world_size() == 1:
-            values = dict(zip(names, own.tolist()))
-            return values, values
         mean = own.clone()
-        torch.distributed.all_reduce(mean)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(mean)
         both = torch.stack([mean / comm.get_world_size(), own]).tolist()
         return dict(zip(names, both[0])), dict(zip(names, both[1]))
 
@@ -147,10 +143,8 @@ class PretrainStep(SimpleTrainer):
     ) -> None:
         storage = get_event_storage()
         losses = {name: value for name, value in shared.items() if name not in _COUNTS}
-        storage.put_scalars(
-            total_loss=sum(losses.values()), data_time=shared["data_time"], **losses
-        )
-        storage.put_scalar("gradient_norm", shared["gradient"])
+        storage.put_scalars(total_loss=sum(losses.values()), **losses)
+        storage.put_scalars(data_time=shared["data_time"], gradient_norm=shared["gradient"])
         if self.nonfinite.total:
             storage.put_scalar("nonfinite_steps", self.nonfinite.total, smoothing_hint=False)
         if shared["stop_signal"]:
@@ -164,14 +158,11 @@ class PretrainStep(SimpleTrainer):
 
 def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     """Cut a batch of tensors and lists along the images into so many parts, in order."""
-    if parts == 1:
-        return [batch]
-    result = []
-    for i in range(parts):
-        result.append(
-            {
-                name: values[i * len(values) // parts : (i + 1) * len(values) // parts]
-                for name, values in batch.items()
-            }
-        )
-    return result
+
+    def part(i: int) -> dict[str, Any]:
+        return {
+            name: values[i * len(values) // parts : (i + 1) * len(values) // parts]
+            for name, values in batch.items()
+        }
+
+    return [batch] if parts == 1 else [part(i) for i in range(parts)]

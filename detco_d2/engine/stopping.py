@@ -24,10 +24,6 @@ class StopRequest:
     """
 
     def __init__(self, patience: float) -> None:
-        """
-        Args:
-            patience: seconds.
-        """
         self.number = 0
         self.patience = patience
         self._since = 0.0

@@ -21,14 +21,9 @@ _HEAD_NORMS = {"": None, "BN": nn.BatchNorm1d, "SyncBN": nn.SyncBatchNorm, "LN":
 
 
 class ProjectionHead(nn.Module):
-    """Linear - (norm) - ReLU - Linear, as in MoCo v2, then L2 normalisation."""
+    """Linear - (norm: "", "BN", "SyncBN" or "LN") - ReLU - Linear, then L2 normalisation."""
 
     def __init__(self, in_channels: int, hidden_dim: int, embed_dim: int, norm: str = "") -> None:
-        """
-        Args:
-            in_channels, hidden_dim, embed_dim: widths.
-            norm: "", "BN", "SyncBN" or "LN", after the hidden layer.
-        """
         super().__init__()
         norm_class = _HEAD_NORMS[norm]
         self.hidden = nn.Linear(in_channels, hidden_dim)
@@ -38,9 +33,7 @@ class ProjectionHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(N, in_channels) -> unit vectors of shape (N, D), at least in float32."""
         embedding = self.out(F.relu(self.norm(self.hidden(features))))
-        if embedding.dtype in (torch.float16, torch.bfloat16):
-            embedding = embedding.float()
-        return F.normalize(embedding, dim=1)
+        return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
 
 
 class Encoder(nn.Module):
@@ -117,11 +110,10 @@ class Encoder(nn.Module):
             for stage in self.stages:
                 embeddings["global", stage] = self.global_heads[stage](pooled[stage])
         if local_patches is not None:
-            num_images, num_patches = local_patches.shape[:2]
             pooled = self._pooled_stages(local_patches.flatten(0, 1))
             for stage in self.stages:
                 # rows are image-major, so this is the concatenation of an image's nine vectors
-                joined = pooled[stage].reshape(num_images, num_patches * pooled[stage].shape[1])
+                joined = pooled[stage].reshape(len(local_patches), -1)
                 embeddings["local", stage] = self.local_heads[stage](joined)
         return embeddings
 
@@ -142,14 +134,10 @@ def _without_idle_stages(cfg: CfgNode) -> CfgNode:
 
 
 def checkpoint_activations(backbone: nn.Module, stages: list[str]) -> None:
-    """Let stages of a backbone drop their activations, and compute them again in the backward pass.
+    """Let children of a backbone (stem, res2, ...) drop their activations, and compute them again.
 
     Costs a second forward pass of those stages; losses, gradients and running statistics stay the
     same.
-
-    Args:
-        backbone: changed in place.
-        stages: names of its direct children, such as stem, res2.
 
     Raises:
         ValueError: no such child.
