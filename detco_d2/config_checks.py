@@ -43,10 +43,6 @@ def _between(low: float, high: float) -> Rule:
     return lambda value: _is_number(value, low, high), f"between {low} and {high}"
 
 
-def _below_one() -> Rule:
-    return lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1"
-
-
 def _range(high: float, allowed: str) -> Rule:
     return (
         lambda pair: _are_numbers(pair, 2, 0, high) and 0 < pair[0] <= pair[1],
@@ -59,6 +55,7 @@ def _one_of(*values: str) -> Rule:
     return lambda value: value in values, f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
+_BELOW_ONE: Rule = (lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1")
 _RULES: dict[str, Rule] = {
     "MODEL.DETCO.STAGES": (
         lambda names: _are_names(names) and len(names) > 0,
@@ -105,14 +102,14 @@ _RULES: dict[str, Rule] = {
     "INPUT.DETCO.MAX_PIXELS": _at_least(1),
     "VIS_PERIOD": _at_least(0),
     "DATALOADER.NUM_WORKERS": _at_least(0),
-    "DATALOADER.MAX_BAD_FRACTION": _below_one(),
+    "DATALOADER.MAX_BAD_FRACTION": _BELOW_ONE,
     "SOLVER.IMS_PER_BATCH": _at_least(1),
     "SOLVER.ACCUMULATION_STEPS": _at_least(1),
     "SOLVER.MAX_EPOCHS": _at_least(0),
     "SOLVER.BASE_LR": _at_least(0),
     "SOLVER.LR_REFERENCE_BATCH": _at_least(0),
     "SOLVER.WEIGHT_DECAY": _at_least(0),
-    "SOLVER.MOMENTUM": _below_one(),
+    "SOLVER.MOMENTUM": _BELOW_ONE,
     "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
     "SOLVER.KEEP_CHECKPOINTS": _at_least(1),
     "SOLVER.MAX_FAILED_SAVES": _at_least(0),

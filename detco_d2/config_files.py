@@ -132,8 +132,8 @@ def _unknown(key: str, cfg: CfgNode, source: str) -> ValueError:
         pairs = (key.upper(), name), (key.upper().rpartition(".")[2], name.rpartition(".")[2])
         return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    similar = [name for name in sorted(_keys(cfg), key=similarity)[-2:] if similarity(name) > 1]
-    hint = f" Did you mean {' or '.join(reversed(similar))}?" if similar else ""
+    nearest = max(_keys(cfg), key=similarity)
+    hint = f" Did you mean {nearest}?" if similarity(nearest) > 1 else ""
     return ValueError(f"{source}: there is no key {key}.{hint}")
 
 

@@ -26,8 +26,7 @@ class BadImages:
     def __init__(self, num_images: int, max_fraction: float, file: str = "") -> None:
         """
         Args:
-            num_images: of the data.
-            max_fraction: the share of them that may be unreadable.
+            num_images: of the data; at most `max_fraction` of them may be unreadable.
             file: where to list them, one JSON object a line; "" for nowhere.
         """
         self.reasons: dict[str, str] = {}
@@ -45,8 +44,9 @@ class BadImages:
         for path, reason in new.items():
             logger.warning("Image %r is skipped: %s", path, reason)
         self.reasons.update(new)
-        if new:
-            self.write_list()
+        if self.file and new:
+            with open(self.file, "a") as file:
+                file.write(_lines(new))
         if len(self.reasons) > self.max_fraction * self.num_images:
             first = "\n".join(f"  {path!r}: {why}" for path, why in list(self.reasons.items())[:5])
             raise RuntimeError(
@@ -58,26 +58,25 @@ class BadImages:
     def write_list(self) -> None:
         """Let the file say what is known now, and nothing of a run that was cut off."""
         if self.file and self.reasons:
-            with replacing(self.file) as part, part.open("w") as lines:
-                for path, reason in self.reasons.items():  # whatever bytes the paths are made of
-                    lines.write(json.dumps({"file_name": path, "reason": reason}) + "\n")
+            with replacing(self.file) as part:
+                part.write_text(_lines(self.reasons))
         elif self.file:
             Path(self.file).unlink(missing_ok=True)
 
 
-class NonFiniteSteps:
-    """Counts steps in a row that gave no number, and writes down the first few.
+def _lines(reasons: dict[str, str]) -> str:
+    """JSON objects, whatever bytes the paths are made of."""
+    pairs = ({"file_name": path, "reason": reason} for path, reason in reasons.items())
+    return "".join(json.dumps(pair) + "\n" for pair in pairs)
 
-    Attributes:
-        in_a_row, total: how many.
+
+class NonFiniteSteps:
+    """Counts steps that gave no number, and survives `max_in_a_row`.
+
+    The first three are written down in `folder`, as `nonfinite_<iteration>.pt`; "" for nowhere.
     """
 
     def __init__(self, max_in_a_row: int, folder: str = "") -> None:
-        """
-        Args:
-            max_in_a_row: how many are survived.
-            folder: where `nonfinite_<iteration>.pt` goes, at most three of them; "" for nowhere.
-        """
         self.max_in_a_row = max_in_a_row
         self.folder = folder
         self.in_a_row = self.total = 0

@@ -121,7 +121,7 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
             since one process may evaluate while the others wait.
 
     Raises:
-        RuntimeError: see :func:`check_gpus`; or several CPU machines without torchrun.
+        RuntimeError: too few GPUs; or several CPU machines without torchrun.
     """
     wait = timedelta(seconds=timeout)
     if _is_under_torchrun():

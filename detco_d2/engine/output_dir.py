@@ -67,7 +67,14 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
         OSError: the folder cannot be written to.
     """
     folder = Path(cfg.OUTPUT_DIR).absolute()
-    _probe(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).write(b"detco_d2")
+    except OSError as error:
+        raise OSError(
+            f"OUTPUT_DIR {str(folder)!r} cannot be written to: {error}. Free space "
+            "there, or name another OUTPUT_DIR."
+        ) from error
     if overwrite and resume:
         raise ValueError("--resume continues a run and --overwrite removes it; pass one of them.")
     is_restart = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
@@ -137,16 +144,3 @@ def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         and not key.startswith(_FREE)
         and not cfg.key_is_deprecated(key)
     ]
-
-
-def _probe(folder: Path) -> None:
-    """Write a few bytes where checkpoints will go."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"detco_d2")
-    except OSError as error:
-        raise OSError(
-            f"OUTPUT_DIR {str(folder)!r} cannot be written to: {error}. Free space "
-            "there, or name another OUTPUT_DIR."
-        ) from error

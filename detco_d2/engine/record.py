@@ -87,11 +87,12 @@ def note_start(cfg: CfgNode) -> None:
         "processes": comm.get_world_size(),
         "device": torch.cuda.get_device_name() if is_cuda else cfg.MODEL.DEVICE,
     }
+    before = []
     try:
-        before = list(json.loads(file.read_text())) if file.exists() else []
+        if file.exists():
+            before = list(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
         logger.warning("%s cannot be read and is begun anew: %s", file, error)
-        before = []
     try:
         with replacing(file) as part:
             part.write_text(json.dumps([*before, start], indent=1) + "\n")

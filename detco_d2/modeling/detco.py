@@ -60,10 +60,7 @@ class DetCo(nn.Module):
             query_encoder: backbone and heads; the momentum encoder starts as its copy.
             families: any of gg, ll, gl (see :data:`detco_d2.families.FAMILIES`).
             stage_weights: w_i for each stage of the encoder.
-            queue_length: K, in images.
-            embed_dim: D.
-            momentum: m of the momentum encoder.
-            temperature: tau.
+            queue_length, embed_dim, momentum, temperature: K (in images), D, m, tau.
             shuffle_bn: shuffle the key images over the processes.
             pixel_mean, pixel_std: of the three channels, on the scale 0..255.
             checkpoint_stages: see :func:`checkpoint_activations`; of the query encoder.

@@ -9,12 +9,7 @@ from detectron2.utils import comm
 
 @torch.no_grad()
 def concat_all_gather(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """Concatenate a tensor of equal shape from every process, in the order of ranks.
-
-    Args:
-        tensor: of any shape and dtype; gradients do not flow back.
-        dim: dimension to concatenate along.
-    """
+    """Concatenate a tensor of equal shape from every process, by rank; no gradient flows back."""
     if comm.get_world_size() == 1:
         return tensor
     gathered = [torch.empty_like(tensor) for _ in range(comm.get_world_size())]
@@ -43,8 +38,7 @@ class RowExchange:
         """
         Args:
             rows: of shape (N, ...), equal in shape and dtype on all processes.
-            order: a permutation of all rows, the same on all processes; this process gets its
-                :func:`own_rows`.
+            order: a permutation of all rows; this process gets its :func:`own_rows`.
         """
         rank, count = comm.get_rank(), len(rows)
         wanted = order.view(-1, count)  # by receiver
