@@ -30,10 +30,7 @@ _STEP = 10  # a kind of draw, see mix_seed; the data uses those below
 
 
 def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """A copy of the config whose SOLVER.MAX_ITER follows SOLVER.MAX_EPOCHS, if that is set.
-
-    Likewise SOLVER.BASE_LR follows the batch, if SOLVER.LR_REFERENCE_BATCH is set.
-    """
+    """A copy of the config whose MAX_ITER follows MAX_EPOCHS, and BASE_LR LR_REFERENCE_BATCH."""
     batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
     if length > num_images // 2:
         logger.warning(
@@ -207,9 +204,7 @@ class PretrainTrainer(Trainer):
         self.data_seed = state["data_seed"]
         self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
-        changed = {
-            name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)
-        }
+        changed = {name: (before[name], now[name]) for name in before if before[name] != now[name]}
         if changed:
             logger.warning(
                 f"The run goes on in another shape (before, now): {changed}. Its queues, encoders "

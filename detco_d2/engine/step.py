@@ -20,9 +20,8 @@ _COUNTS = ("data_time", "num_bad_images", "stop_signal", "gradient")
 class PretrainStep(SimpleTrainer):
     """Detectron2's `SimpleTrainer` with accumulation, and with steps that count or leave no trace.
 
-    Detectron2 fetches every loss by itself and gathers them over the processes as pickles; here
-    they leave the device together, as their mean over the processes, along with what all processes
-    must decide alike: whether the step is a number, whether to stop.
+    The losses leave the device together, as their mean over the processes, along with what all
+    processes must decide alike: whether the step is a number, whether to stop.
 
     Attributes:
         stop_signal: the signal that some process was asked to stop by, 0 if none.
@@ -66,11 +65,7 @@ class PretrainStep(SimpleTrainer):
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run_step(self) -> None:
-        """
-        Raises:
-            RuntimeError: too many unreadable images.
-            FloatingPointError: too many steps in a row without a number.
-        """
+        """Raise as :class:`BadImages` and :class:`NonFiniteSteps` do."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start

@@ -45,10 +45,7 @@ class TransferTrainer(Trainer):
         return model
 
     def train(self) -> dict[str, Any]:
-        """
-        Returns:
-            the scores of the last evaluation, by task.
-        """
+        """Return the scores of the last evaluation, by task."""
         super().train()
         return self._last_eval_results
 

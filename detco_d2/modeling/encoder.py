@@ -52,8 +52,7 @@ class Encoder(nn.Module):
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
             stages: names of the outputs under contrast.
-            global_heads, local_heads: a head of C and of 9C inputs a stage; empty when no family
-                reads such views.
+            global_heads, local_heads: of C and of 9C inputs; empty when no family reads them.
         """
         super().__init__()
         self.memory_format = torch.channels_last  # the same numbers, faster convolutions
@@ -118,18 +117,18 @@ class Encoder(nn.Module):
         return embeddings
 
     def _pooled_stages(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Global average pool of each stage: {stage: (N, C)}."""
+        """Means of each stage's map, of shape (N, C)."""
         features = self.backbone(images.contiguous(memory_format=self.memory_format))
         return {stage: features[stage].mean(dim=(2, 3)) for stage in self.stages}
 
 
 def _without_idle_stages(cfg: CfgNode) -> CfgNode:
     """Let a ResNet end at the deepest stage under contrast; DDP refuses layers that idle."""
-    outputs = [name for name in cfg.MODEL.RESNETS.OUT_FEATURES if name in cfg.MODEL.DETCO.STAGES]
+    stages = cfg.MODEL.RESNETS.OUT_FEATURES
     cfg = cfg.clone()
     cfg.defrost()
-    if outputs:
-        cfg.MODEL.RESNETS.OUT_FEATURES = outputs
+    # where none is left, the backbone says which it has
+    cfg.MODEL.RESNETS.OUT_FEATURES = [s for s in stages if s in cfg.MODEL.DETCO.STAGES] or stages
     return cfg
 
 
