@@ -71,7 +71,7 @@ def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB
     Args:
         batch: what :meth:`DetCoDatasetMapper.finish` returns.
         images: how many of the N, at most.
-        image_format: channel order of the views, "RGB" or "BGR".
+        image_format: channel order of the views.
 
     Returns:
         an RGB picture, uint8, of shape (H, W, 3).
@@ -95,8 +95,7 @@ def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB
 
 def _board(patches: torch.Tensor) -> torch.Tensor:
     """Nine patches of shape (9, 3, p, p) as a white board with gaps, of shape (3, s, s)."""
-    board = make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)
-    return board[:, GAP:-GAP, GAP:-GAP]
+    return make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)[:, GAP:-GAP, GAP:-GAP]
 
 
 def _enlarged(image: torch.Tensor) -> np.ndarray:

@@ -47,11 +47,11 @@ class RowExchange:
         received = torch.bincount(sender[rank], minlength=len(wanted)).tolist()
         # rows arrive by sender, each sender's in the order of the permutation
         self.places = torch.argsort(sender[rank], stable=True).to(rows.device)
-        outgoing = rows[torch.cat(sent).to(rows.device)]
-        self.buffer = torch.empty_like(outgoing)
-        self.outgoing = outgoing  # must live as long as the transfer
+        self.outgoing = rows[torch.cat(sent).to(rows.device)]  # lives as long as the transfer
+        self.buffer = torch.empty_like(self.outgoing)
+        counts = [len(part) for part in sent]
         self.work: Any = dist.all_to_all_single(
-            self.buffer, outgoing, received, [len(part) for part in sent], async_op=True
+            self.buffer, self.outgoing, received, counts, async_op=True
         )
 
     def wait(self) -> torch.Tensor:

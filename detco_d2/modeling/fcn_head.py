@@ -38,11 +38,10 @@ class FCN16sHead(nn.Module):
     ) -> None:
         """
         Args:
-            in_feature, in_channels, stride: the backbone's feature map; the logits are upsampled
-                by its stride.
+            in_feature, in_channels, stride: the backbone's feature map, and by how much the logits
+                are upsampled.
             num_classes, conv_dim, norm: K, channels of the two convolutions, a Detectron2 norm.
             ignore_value: label of the pixels without a class, and of padding.
-            loss_weight: factor of the loss.
         """
         super().__init__()
         self.in_feature = in_feature

