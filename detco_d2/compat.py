@@ -13,11 +13,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_REMEDY = (
-    "Run `make demo` or `python tools/setup_env.py`, which install a tested combination, or see "
-    "docs/INSTALL.md."
-)
-
 
 def check_installation() -> None:
     """Import torch, torchvision and detectron2 once, and turn a failure into a remedy.
@@ -30,8 +25,11 @@ def check_installation() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # a wrong pair fails with RuntimeError, a missing one otherwise
-            text = f"detco_d2 needs {name}, which does not import: {error}. {_REMEDY}"
-            raise ImportError(text) from error
+            raise ImportError(
+                f"detco_d2 needs {name}, which does not import: {error}. Run `make demo` or "
+                "`python tools/setup_env.py`, which install a tested combination, or see "
+                "docs/INSTALL.md."
+            ) from error
 
 
 check_installation()

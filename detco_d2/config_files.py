@@ -89,8 +89,7 @@ def _check_files(file: str, above: list[str], seen: list[str]) -> None:
     """Refuse a config file that Detectron2 would fail on, wait on, or run.
 
     Args:
-        file: its path.
-        above: the files whose `_BASE_` led here.
+        above: the files whose `_BASE_` led to this one.
         seen: all files so far; appended to.
     """
     source = f"Config file {file!r}" + (f", the _BASE_ of {above[-1]!r}," if above else "")

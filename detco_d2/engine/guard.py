@@ -17,11 +17,7 @@ MAX_REPORTS = 3
 
 
 class BadImages:
-    """The images of a run that could not be read, each once; equal on all processes.
-
-    Attributes:
-        reasons: why, by path.
-    """
+    """The images of a run that could not be read, and why; equal on all processes."""
 
     def __init__(self, num_images: int, max_fraction: float, file: str = "") -> None:
         """

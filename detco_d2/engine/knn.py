@@ -74,10 +74,9 @@ class KNNHook(HookBase):
         }
         self.trainer.storage.put_scalars(**found, smoothing_hint=False)
         values = ", ".join(f"{name.removeprefix('knn/')} {v:.1f} %" for name, v in found.items())
-        seconds = time.perf_counter() - started
         logger.info(
             f"k-NN {when}: {values} (chance {chance(y, test_y)['top-1']:.1f} %; {len(test_y)} "
-            f"images among {len(y)}, {seconds:.0f} s)"
+            f"images among {len(y)}, {time.perf_counter() - started:.0f} s)"
         )
 
     def _features(

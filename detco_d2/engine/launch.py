@@ -48,7 +48,7 @@ def _is_under_torchrun() -> bool:
 def _run_torchrun_worker(
     main: Callable[[Any], Any], args: argparse.Namespace, timeout: timedelta
 ) -> Any:
-    local_rank, local_world = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
+    local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     _end_with_parent()
     if args.num_gpus > 0:
         check_gpus(local_world)

@@ -105,10 +105,7 @@ def is_among_nearest(
 
 @torch.no_grad()
 def squared_distance(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Compute |q - k|^2 of unit vectors (..., D): the alignment (Wang & Isola 2020, alpha = 2).
-
-    0 when a positive coincides with its query, 2 for unrelated vectors, at most 4.
-    """
+    """Compute |q - k|^2 of unit vectors (..., D), 0 to 4: the alignment (Wang & Isola 2020)."""
     return (query - key).square().sum(dim=-1)
 
 

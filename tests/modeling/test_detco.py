@@ -106,11 +106,6 @@ def test_keys_enter_the_queues_after_the_losses(model):
     assert torch.equal(model.queue.features[:, 4:], before[:, 4:])
 
 
-def test_eight_queues_for_four_stages_and_two_views(model):
-    assert model.queue.features.shape == (8, 10, 16)
-    assert len(set(model.queue_names)) == 8
-
-
 @pytest.mark.parametrize(
     "families, stages, queues",
     [(["gg"], ["res3", "res5"], 2), (["gl"], ["res4"], 1), (["ll", "gl"], ["res5"], 2)],
@@ -234,11 +229,6 @@ def test_a_step_that_broke_off_leaves_no_keys_to_the_next(model):
 def test_inference_is_refused_with_the_way_out(model):
     with pytest.raises(RuntimeError, match="convert_weights"):
         model.eval()(make_batch())
-
-
-def test_impossible_values_are_refused_by_key():
-    with pytest.raises(ValueError, match="TEMPERATURE is 0.0; it must be above 0"):
-        build_model(tiny_config("MODEL.DETCO.TEMPERATURE", 0.0))
 
 
 @BACKBONE_REGISTRY.register()
