@@ -69,7 +69,8 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
     folder = Path(cfg.OUTPUT_DIR).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).write(b"detco_d2")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"detco_d2")
     except OSError as error:
         raise OSError(
             f"OUTPUT_DIR {str(folder)!r} cannot be written to: {error}. Free space "
