@@ -25,8 +25,7 @@ class PretrainStep(SimpleTrainer):
 
     Attributes:
         stop_signal: the signal that some process was asked to stop by, 0 if none.
-        keep_views: whether the next step leaves what it has seen in `views`.
-        views: the last part of the batch as it entered the model; None unless it was asked for.
+        keep_views: whether the next step leaves the last part as it entered the model in `views`.
     """
 
     def __init__(

@@ -207,8 +207,7 @@ class DetCo(nn.Module):
     ) -> tuple[torch.Tensor | None, RowExchange | None]:
         """Send the key images to where their batch statistics are taken (MoCo, 3.3).
 
-        An image's global view and its nine patches travel together, as the bytes that they are,
-        while the query encoder works.
+        An image's views travel together, as bytes, while the query encoder works.
         """
         if not self.shuffle_bn or comm.get_world_size() == 1:
             return None, None

@@ -119,7 +119,7 @@ def write_everything(folder: Path) -> Run:
         curves[f"knn/{stage}"] = [(59, 40.0)]
         curves[f"alignment/gg_{stage}"] = curves[f"top5/gg_{stage}"] = [(59, 0.5)]
         curves[f"uniformity/global_{stage}"] = [(59, -2.0)]
-    curves["queue/filled"], curves["queue/age"] = [(59, 1.0)], [(59, 8.0)]
+    curves["queue/filled"] = [(59, 1.0)]
     for name in ("views/iteration_0000000.png", "pictures/pca.png"):
         (folder / name).parent.mkdir()
         Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save(folder / name)
