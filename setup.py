@@ -26,5 +26,5 @@ setup(
         "safetensors": ["safetensors"],
         "wandb": ["wandb"],
     },
-    package_data={"detco_d2.reports": ["published.csv", "page.html.j2"]},
+    package_data={"detco_d2.reports": ["page.html.j2"]},
 )

@@ -46,7 +46,7 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
     end = done.stdout[done.stdout.index("[5/5]") :]
     assert "| random " in end and "| DetCo " in end and end.endswith("out/report.html\n")
     page = (tmp_path / "out/report.html").read_text()
-    shown = ("iteration 0000000", "pca", "neighbours", "detections", "bars")
+    shown = ("iteration 0000000", "pca", "neighbours", "detections")
     assert [name for name in shown if f"{name}</figcaption>" not in page] == []
     assert page.index('id="results"') < page.index('id="summary"')
 

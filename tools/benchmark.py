@@ -9,9 +9,8 @@ python tools/benchmark.py --suite quick --init random --init detco=r18.pth \\
 python tools/benchmark.py --suite configs/coco/*_12k.yaml --init detco=detco.pth
 
 Call it again to go on: runs that are done stay, cut-off runs resume, failed ones are tried again.
-A weight file brings its own input settings (a pretraining checkpoint, a converted file, MSRA's
-R-50.pkl, or else torchvision's). --shard i/n runs every n-th cell, for other machines or a SLURM
-array on the same --output; --report only writes the report from what is there.
+A weight file brings its own input settings. --shard i/n runs every n-th cell, for other machines or
+a SLURM array on the same --output.
 """
 
 import argparse
@@ -175,9 +174,7 @@ def run_all(args: argparse.Namespace, cells: list[Cell]) -> int:
             progress.set_description(str(cell))
             claim(cell.folder(args.output), identity)
             if run_cell(args, cell, settings, progress):
-                metrics = read_result(cell, args.output)["metrics"]
-                shown = {k: {m: round(v, 1) for m, v in r.items()} for k, r in metrics.items()}
-                logger.info("%s: %s", cell, shown)
+                logger.info("%s: %s", cell, read_result(cell, args.output)["metrics"])
             else:
                 failed += 1
     return failed
@@ -201,38 +198,23 @@ def main() -> None:
     add("--num-gpus", type=int, default=0, help="for each run; 0: CPU")
     add("--output", type=Path, default=Path("output/benchmark"))
     add("--shard", default="0/1", help="i/n: run only the i-th of every n cells, from 0")
-    add("--report", action="store_true", help="run nothing, write the report from what is there")
-    add("--baseline", help="the init that differences are taken from; default: the first")
-    add("--published", action="store_true", help="show the paper's figures beside, marked")
     add("--evaluations", type=int, default=4, help="of each run, evenly spaced to its end")
     add("--voc", help="data in VOC's layout (trainval, test) instead of the configs' own")
     add("--fraction", type=float, action="append", help="share of --voc's trainval; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
     args = parser.parse_args()
     args.init = dict(args.init)
-    baseline = args.baseline or next(iter(args.init))
-    if baseline not in args.init:
-        parser.error(f"--baseline {baseline!r} is none of {list(args.init)}")
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")
-    failed = 0
     try:
         tasks = make_tasks(args)
         cells = plan(tasks, args.init, args.seeds, args.shard)
-        if not args.report:
-            failed = run_all(args, cells)
+        failed = run_all(args, cells)
     except (ValueError, OSError) as error:
         sys.exit(f"benchmark: {error}")
     everything = plan(tasks, args.init, args.seeds, "0/1")
-    text = write_report(
-        args.output,
-        tasks,
-        [read_result(cell, args.output) for cell in everything],
-        seeds=args.seeds,
-        baseline=baseline,
-        published=args.published,
-        command=command_line(),
-    )
+    results = [read_result(cell, args.output) for cell in everything]
+    text = write_report(args.output, results, command_line())
     logger.info("\n%s\nwritten to %s", text, args.output)
     if failed:
         sys.exit(f"benchmark: {failed} of {len(cells)} cells failed; call again to retry them")

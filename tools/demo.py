@@ -3,8 +3,6 @@
 
 python tools/demo.py                          # 600 rendered scenes
 python tools/demo.py --images /my/photos      # one's own images; detectors learn rendered scenes
-
-Says each command of the project before it runs it, and ends with a table and report.html.
 """
 
 import argparse
@@ -43,7 +41,7 @@ def plan(args: argparse.Namespace) -> dict[str, str]:
     detco = f"DetCo={output}/pretrain/model_final.pth"
     benchmark = (
         f"tools/benchmark.py --suite {near('configs/demo/faster_rcnn_R_18_FPN.yaml')} "
-        f"--num-gpus {gpus} --seeds {args.seeds} --evaluations 1 --output {output} "
+        f"--num-gpus {gpus} --seeds 1 --evaluations 1 --output {output} "
         f"--init random --init {detco}"
     )
     if total := args.finetune_iters:
@@ -57,9 +55,8 @@ def plan(args: argparse.Namespace) -> dict[str, str]:
         f"--weights random={cells}/random/seed0/model_final.pth "
         f"--weights DetCo={cells}/DetCo/seed0/model_final.pth --output {output}",
         "Draw what the features see": "tools/visualize.py all --weights random "
-        f"--weights {detco} --limit 60 --images {images}",
-        "Write the page": f"tools/report.py {output}/pretrain --transfer {output} "
-        f"--output {output}/report.html",
+        f"--weights {detco} --images {images}",
+        "Write the page": f"tools/report.py {output}/pretrain --output {output}/report.html",
     }
 
 
@@ -70,13 +67,10 @@ def main() -> None:
     add = parser.add_argument
     add("--output", default="output/demo", help="folder for everything written")
     add("--images", action="append", help="folder to pretrain on; repeatable")
-    add("--seeds", type=int, default=1, help="fine-tuning runs of each kind")
     add("--pretrain-iters", type=int, help="default: as in the config")
     add("--finetune-iters", type=int, help="default: as in the config")
     add("--num-gpus", type=int, default=0, help="0: CPU; 1: one GPU")
     args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error(f"--seeds is {args.seeds}; it must be at least 1")
     try:
         steps = plan(args)
     except OSError as error:

@@ -59,9 +59,7 @@ def parse() -> argparse.Namespace:
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--size", type=int, default=224, help="side of the images in pixels")
     add("--max-images", type=int, default=0, help="at most so many in each half; 0: all")
-    add("--min-box", type=int, default=16, help="least side of a box to cut out, in pixels")
     add("--neighbours", type=int, default=20, help="k of k-NN")
-    add("--views", type=int, default=1, help="random crops of each training image (linear)")
     add("--svm-pool", choices=POOLS, default="grid", help="how the SVMs' features are pooled")
     add("--seed", type=int, default=0, help="of --random, of the split, and of the linear probe")
     add("--batch-size", type=int, default=64)
@@ -74,45 +72,38 @@ def parse() -> argparse.Namespace:
     if args.labels == "images" and {"knn", "linear"} & set(args.probes or ()):
         parser.error("--labels images has several classes an image: --probes svm is all it allows")
     args.probes = args.probes or (["svm"] if args.labels == "images" else list(PROBES))
+    args.pools = {"knn": "average", "linear": "average", "svm": args.svm_pool}
     return args
-
-
-def features_of(
-    args: argparse.Namespace, backbone: FrozenBackbone, half: Labelled, view: int | None = None
-) -> tuple[Features, torch.Tensor]:
-    """The features of a half, and their labels."""
-    pools = {"average" for probe in args.probes if probe != "svm"}
-    pools |= {args.svm_pool for probe in args.probes if probe == "svm"}
-    features, numbers = extract(
-        backbone,
-        LabelledImages(half, args.size, view),
-        pools=sorted(pools) if view is None else ["average"],
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        device=args.device,
-    )
-    return features, torch.from_numpy(half.labels)[numbers]
 
 
 def run_probes(
     args: argparse.Namespace, backbone: FrozenBackbone, train: Labelled, test: Labelled
 ) -> tuple[list[Result], torch.Tensor, torch.Tensor]:
     """The results of all probes at all stages, and the labels of both halves."""
+
+    def features_of(half: Labelled) -> tuple[Features, torch.Tensor]:
+        features, numbers = extract(
+            backbone,
+            LabelledImages(half, args.size),
+            pools=sorted({args.pools[probe] for probe in args.probes}),
+            batch_size=args.batch_size,
+            num_workers=args.workers,
+            device=args.device,
+        )
+        return features, torch.from_numpy(half.labels)[numbers]
+
     backbone.to(args.device)
-    (train_x, y), (test_x, test_y) = (features_of(args, backbone, half) for half in (train, test))
-    views = [train_x]
-    if "linear" in args.probes and args.views > 1:
-        views = [features_of(args, backbone, train, view)[0] for view in range(args.views)]
+    (train_x, y), (test_x, test_y) = features_of(train), features_of(test)
     results = []
     for probe, stage in itertools.product(args.probes, args.stages):
-        name = (args.svm_pool if probe == "svm" else "average", stage)
+        name = (args.pools[probe], stage)
+        halves = train_x[name], y, test_x[name], test_y
         if probe == "knn":
-            found = {"top-1": knn(train_x[name], y, test_x[name], test_y, k=args.neighbours)}
+            found = {"top-1": knn(*halves, k=args.neighbours)}
         elif probe == "linear":
-            stacked = torch.stack([view[name] for view in views])
-            found = linear(stacked, y, test_x[name], test_y, seed=args.seed)
+            found = linear(*halves, seed=args.seed)
         else:
-            found = svm(train_x[name], y, test_x[name], test_y, num_workers=max(1, args.workers))
+            found = svm(*halves, num_workers=max(1, args.workers))
         logger.info("%s %s: %s", probe, stage, {m: round(v, 1) for m, v in found.items()})
         results += [
             {"probe": probe, "stage": stage, "metric": metric, "value": value}
@@ -121,7 +112,7 @@ def run_probes(
     return results, y, test_y
 
 
-def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
+def write(args: argparse.Namespace, path: str, record: Result) -> None:
     beside = path or next(iter(args.weights), "")
     folder = (args.output_dir or Path(beside).parent) / "probes"
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,17 +125,17 @@ def write(args: argparse.Namespace, path: str, record: dict[str, Any]) -> None:
     logger.info("written: %s", file)
 
 
-def table(args: argparse.Namespace, records: list[dict[str, Any]]) -> str:
+def table(args: argparse.Namespace, records: list[Result]) -> str:
     """Markdown: a row for each probe, metric and backbone, a column for each stage."""
     rows: list[list[Any]] = []
-    for probe, metric in dict.fromkeys((r["probe"], r["metric"]) for r in records[0]["results"]):
-        for record in records:
-            values = {
-                r["stage"]: r["value"]
-                for r in record["results"]
-                if (r["probe"], r["metric"]) == (probe, metric)
-            }
-            rows.append([probe, metric, record["weights"], *map(values.get, args.stages)])
+    found = [
+        {(r["probe"], r["metric"], r["stage"]): r["value"] for r in record["results"]}
+        for record in records
+    ]
+    for probe, metric in dict.fromkeys(key[:2] for key in found[0]):
+        for record, values in zip(records, found):
+            row = [values[probe, metric, stage] for stage in args.stages]
+            rows.append([probe, metric, record["weights"], *row])
         chances = [records[0]["chance"][metric]] * len(args.stages)
         rows.append([probe, metric, "chance", *chances])
     headers = ["probe", "metric", "backbone", *args.stages]
@@ -184,12 +175,7 @@ def main() -> None:
     records: list[Result] = []
     try:
         train, test = load_halves(
-            args.data,
-            args.test,
-            kind=args.labels,
-            max_images=args.max_images,
-            min_box=args.min_box,
-            seed=args.seed,
+            args.data, args.test, kind=args.labels, max_images=args.max_images, seed=args.seed
         )
         for path in [*args.weights, *([""] if args.random else [])]:
             records.append(probe(args, path, train, test))

@@ -3,22 +3,21 @@
 
 python tools/visualize.py all --weights random --weights detco=output/mine/model_final.pth \\
     --images /my/photos
-python tools/visualize.py neighbours --weights output/mine/model_final.pth --images /my/photos \\
-    --query /my/photos/cat.jpg --box 0.3,0.2,0.6,0.5 --stages res4
+python tools/visualize.py neighbours --weights output/mine/model_final.pth \\
+    --images /my/photos/cat.jpg /my/photos --box 0.3,0.2,0.6,0.5
 python tools/visualize.py detections --weights output/finetune/model_final.pth
 
 pca: principal components of the features, as colours. neighbours: the patches of other images that
-are nearest to one. all: both. A weight file may be of any format that the package reads; `random`
-is an untrained ResNet of the same depth. detections: the best boxes of what train_net.py trained,
-on --images, or beside the labels of the first images of its test set. The pictures go to pictures/
-beside the first weight file.
+are nearest to one of the first image. all: both. `random` is an untrained ResNet of the same
+depth. detections: the best boxes of what train_net.py trained, under the labels of its test set.
+The pictures go to pictures/ beside the first weight file.
 """
 
 import argparse
 import logging
 import os
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +27,16 @@ from detco_d2.data.datasets import list_images
 from detco_d2.data.decode import UnreadableImage
 from detco_d2.reports.detections import plot_detections
 from detco_d2.reports.features import (
-    Box,
-    Neighbours,
     best_patches,
     embed,
     plot_components,
     plot_neighbours,
     principal_colours,
     read_square,
-    snap,
 )
-from detco_d2.weights.frozen import (
-    STAGES,
-    FrozenBackbone,
-    frozen_backbone,
-    random_backbone_like,
-)
+from detco_d2.weights.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone_like
 
+MAX_IMAGES = 100  # that are read
 logger = logging.getLogger("detco_d2.visualize")
 
 
@@ -56,45 +48,36 @@ def parse_weights(text: str) -> tuple[str, str]:
     return (name, path) if equals else (Path(text).absolute().parent.name, text)
 
 
-def parse_box(text: str) -> Box:
-    numbers = [float(part) for part in text.split(",")] if re.fullmatch(r"[\d.,]+", text) else []
-    if len(numbers) != 4 or not (
-        0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not left,top,right,bottom as shares of the picture, such as "
-            "0.4,0.4,0.6,0.6"
-        )
-    return numbers[0], numbers[1], numbers[2], numbers[3]
+def parse_box(text: str) -> tuple[float, ...]:
+    """Left, top, right and bottom as shares of a picture."""
+    numbers = tuple(float(part) for part in text.split(","))
+    left, top, right, bottom = numbers
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError
+    return numbers
 
 
-def build_backbone(args: argparse.Namespace, path: str, stages: list[str]) -> FrozenBackbone:
+def build_backbone(args: argparse.Namespace, path: str, stages: Iterable[str]) -> FrozenBackbone:
     """Of a weight file; for "" a random one as deep as the first weight file."""
     if path:
         return frozen_backbone(path, stages)
-    return random_backbone_like(next(filter(None, args.weights.values())), 0, stages)
+    return random_backbone_like(args.first, 0, stages)
 
 
-def list_files(args: argparse.Namespace) -> list[str]:
-    """The images of --images, each once, and of those of a long list an even choice."""
+def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
+    """The images of --images that can be read, each once, and of a long list an even choice."""
     files: list[str] = []
-    for path in args.images or []:
+    for path in args.images:
         files += [path] if os.path.isfile(path) else [d["file_name"] for d in list_images(path)]
-    files = list(dict.fromkeys(files))
-    if len(files) <= args.limit:
-        return files
-    logger.info("%d of %d images, evenly chosen; --limit sets it", args.limit, len(files))
-    return [files[i * len(files) // args.limit] for i in range(args.limit)]
-
-
-def read_pictures(files: list[str], size: int) -> list[np.ndarray]:
-    """Those that can be read."""
+    files = list(dict.fromkeys(map(os.path.realpath, files)))
+    count = min(len(files), MAX_IMAGES)
     pictures = []
-    for file in files:
+    for file in [files[i * len(files) // count] for i in range(count)]:
         try:
-            pictures.append(read_square(file, size))
+            pictures.append(read_square(file, args.size))
         except UnreadableImage as error:
             logger.warning("Skipped: %s", error)
+    logger.info("%d of %d images", len(pictures), len(files))
     if not pictures:
         raise ValueError(
             f"None of {len(files)} images can be read, such as {files[0]!r}; give other --images."
@@ -104,42 +87,31 @@ def read_pictures(files: list[str], size: int) -> list[np.ndarray]:
 
 def pca(args: argparse.Namespace, file: Path) -> None:
     """Components over all images, of which the first --count are shown."""
-    stages, count = args.stages or list(STAGES), args.count or 4
-    pictures = read_pictures(list_files(args), args.size)
+    pictures = read_pictures(args)
     colours: dict[str, dict[str, np.ndarray]] = {}
     for name, path in args.weights.items():
-        maps = embed(build_backbone(args, path, stages), pictures)
-        colours[name] = {stage: principal_colours(maps[stage])[:count] for stage in stages}
-    plot_components(file, pictures[:count], colours)
+        maps = embed(build_backbone(args, path, args.stages), pictures)
+        colours[name] = {s: principal_colours(maps[s])[: args.count] for s in args.stages}
+    plot_components(file, pictures[: args.count], colours)
 
 
 def neighbours(args: argparse.Namespace, file: Path) -> None:
-    """The nearest patch of every image but the query's, of which the --count best are shown."""
-    files = list_files(args)
-    asked = args.query or files[0]
-    query = read_square(asked, args.size)
-    others = [other for other in files if not os.path.samefile(other, asked)]
-    if not others:
-        raise ValueError("There is no image to search in; give more --images than the query.")
-    pictures = read_pictures(others, args.size)
-    stages = args.stages or ["res4", "res5"]
-    rows = []
+    """The patches of other images that are nearest to --box of the first."""
+    pictures = read_pictures(args)
+    if len(pictures) == 1:
+        raise ValueError("There is no image to search in; give more --images than the first.")
+    patches = {}
     for name, path in args.weights.items():
-        backbone = build_backbone(args, path, stages)
-        maps, features = embed(backbone, pictures), embed(backbone, [query])
-        for stage in stages:
-            box = snap(args.box, *features[stage].shape[-2:])
-            found = zip(pictures, best_patches(features[stage][0], box, maps[stage]))
-            best = sorted(found, key=lambda pair: -pair[1].similarity)[: args.count or 6]
-            rows.append(Neighbours(f"{name}, {stage}", box, best))
-    plot_neighbours(file, query, rows)
+        for stage, maps in embed(build_backbone(args, path, args.stages), pictures).items():
+            patches[f"{name}, {stage}"] = best_patches(maps, args.box)
+    plot_neighbours(file, pictures, patches, args.count)
 
 
 def detections(args: argparse.Namespace, file: Path) -> None:
-    """What each detector finds on --images, or on the first --count images of its test set."""
+    """What each detector finds on the first images of its test set."""
     if "" in args.weights.values():
         raise ValueError("--weights random has learnt no boxes; give a file of train_net.py.")
-    plot_detections(file, args.weights, list_files(args), args.count or 4)
+    plot_detections(file, args.weights)
 
 
 KINDS = {"pca": pca, "neighbours": neighbours, "detections": detections}
@@ -153,28 +125,25 @@ def parse_arguments() -> argparse.Namespace:
     add("kind", choices=[*KINDS, "all"])
     add("--weights", action="append", type=parse_weights, required=True, help="NAME=FILE or random")
     add("--images", nargs="+", help="files or folders")
-    add("--stages", nargs="+", choices=STAGES, help="default: pca: all; neighbours: res4, res5")
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    add("--count", type=int, default=4, help="images or patches that are shown")
     add("--size", type=int, default=224, help="side of the pictures, in pixels; a multiple of 32")
-    add("--limit", type=int, default=100, help="images that are read at most")
-    add("--count", type=int, help="default: pca and detections: 4 images; neighbours: 6 patches")
-    add("--query", help="neighbours: the image of the query patch; default: the first")
-    add("--box", type=parse_box, default=(0.4, 0.4, 0.6, 0.6), help="left,top,right,bottom, 0..1")
+    box = "of the query patch: left,top,right,bottom as shares of the first picture"
+    add("--box", type=parse_box, default=(0.3, 0.3, 0.7, 0.7), help=box)
     add("--output", type=Path, help="folder; default: pictures/ beside the first weight file")
     args = parser.parse_args()
     names = [name for name, _ in args.weights]
-    files = [path for _, path in args.weights if path]
     args.weights = dict(args.weights)
     if len(names) > len(args.weights):
         parser.error(f"--weights has one name twice, of {names}; give each a NAME=FILE of its own")
+    if args.size % 32 or min(args.size, args.count) < 1:
+        parser.error("--size must be a multiple of 32, and --count at least 1")
     if not args.images and args.kind != "detections":
         parser.error("--images names no file or folder")
-    if args.size % 32 or args.size < 32:
-        parser.error(f"--size is {args.size}; it must be a multiple of 32")
-    if min(args.limit, 1 if args.count is None else args.count) < 1:
-        parser.error("--limit and --count must be at least 1")
-    if not files:
+    args.first = next(filter(None, args.weights.values()), None)
+    if args.first is None:
         parser.error("--weights names no file, which `random` takes its depth from")
-    args.output = args.output or Path(files[0]).parent / "pictures"
+    args.output = args.output or Path(args.first).parent / "pictures"
     return args
 
 

@@ -8,28 +8,29 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+# What data sets read: the metadata that tells their kind, and (path that must exist, what is in it)
+# with the metadata in braces.
+_EXPECTED = {
+    "json_file": [("{json_file}", ""), ("{image_root}", "*.jpg")],
+    "dirname": [
+        ("{dirname}/ImageSets/Main/{split}.txt", ""),
+        ("{dirname}/Annotations", "*.xml"),
+        ("{dirname}/JPEGImages", "*.jpg"),
+    ],
+    "gt_dir": [
+        ("{image_dir}", "<city>/*_leftImg8bit.png"),
+        ("{gt_dir}", "<city>/*_gtFine_{polygons.json, instanceIds.png, labelIds.png}"),
+    ],
+    "image_root": [("{image_root}", "**/*.JPEG")],
+}
+
 
 def _expected_paths(metadata: Metadata) -> list[tuple[str, str]]:
-    """What a data set's metadata says it reads: (path that must exist, what is in it)."""
     found = metadata.as_dict()
     if "share_of" in found:
         return _expected_paths(MetadataCatalog.get(found["share_of"]))
-    if "json_file" in found:
-        return [(found["json_file"], ""), (found["image_root"], "*.jpg")]
-    if "dirname" in found:
-        root = Path(found["dirname"])
-        return [
-            (str(root / "ImageSets" / "Main" / f"{found['split']}.txt"), ""),
-            (str(root / "Annotations"), "*.xml"),
-            (str(root / "JPEGImages"), "*.jpg"),
-        ]
-    if "gt_dir" in found:
-        ground_truth = "<city>/*_gtFine_{polygons.json, instanceIds.png, labelIds.png}"
-        return [
-            (found["image_dir"], "<city>/*_leftImg8bit.png"),
-            (found["gt_dir"], ground_truth),
-        ]
-    return [(found["image_root"], "**/*.JPEG")] if "image_root" in found else []
+    kind = next((kind for kind in _EXPECTED if kind in found), "")
+    return [(path.format_map(found), what) for path, what in _EXPECTED.get(kind, [])]
 
 
 def describe_folder(folder: str) -> str:
@@ -76,12 +77,8 @@ def check_datasets(names: Sequence[str], key: str) -> None:
             for path, what, exists in state
         )
         root = os.environ.get("DETECTRON2_DATASETS")
+        where = repr(root) if root else "not set, so ./datasets of the working directory was taken"
         raise FileNotFoundError(
             f"{key} names {name!r}, whose files are not complete:\n{tree}\n"
-            + (
-                f"DETECTRON2_DATASETS is {root!r}; set it to the folder that holds this tree."
-                if root
-                else "DETECTRON2_DATASETS is not set, so ./datasets of the working directory was "
-                "taken; set it to the folder that holds this tree."
-            )
+            f"DETECTRON2_DATASETS is {where}; set it to the folder that holds this tree."
         )

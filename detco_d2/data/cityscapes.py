@@ -12,8 +12,6 @@ from ..files import replacing
 def make_train_id_files(gt_dir: str) -> int:
     """Make each *_gtFine_labelTrainIds.png that is missing from its *_gtFine_labelIds.png.
 
-    A file appears whole or not at all, also when several processes make it.
-
     Args:
         gt_dir: one split's ground truth, for example datasets/cityscapes/gtFine/train.
 

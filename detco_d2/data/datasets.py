@@ -1,6 +1,5 @@
 """What `DATASETS.TRAIN` and `DATASETS.TEST` may name: data sets, subsets of them, or any folder."""
 
-import json
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.datasets import load_voc_instances
 
 from .check import check_datasets, describe_folder
 
@@ -82,7 +81,7 @@ def register_by_name(names: Sequence[str]) -> None:
                 write_scenes(match[3], match[1], int(match[2]), seed=0)
             register_scenes(match[3], match[1])
         elif match := re.fullmatch(r"voc_(\w+?)_([\d.]+)_seed(\d+)@(.+)", name):
-            register_voc_folder(match[4], match[1], float(match[2]), int(match[3]))
+            _register_voc_folder(name, match[4], match[1], float(match[2]), int(match[3]))
         elif match := re.fullmatch(r"(coco_2017_train)_([\d.]+)percent_seed(\d+)", name):
             _register_share(match[1], float(match[2]), int(match[3]))
         elif os.path.isdir(name):
@@ -114,8 +113,6 @@ def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
 def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:
     """Register, check and complete the data sets of a run, before any process starts.
 
-    Makes Cityscapes' `labelTrainIds` files where they are missing.
-
     Raises:
         ValueError, FileNotFoundError: see :func:`check_datasets`.
     """
@@ -135,6 +132,32 @@ def seeded_subset(items: Sequence[Any], count: int, seed: int) -> list[Any]:
     """At most `count` of the items, drawn from the seed alone, in their original order."""
     chosen = np.random.default_rng(seed).permutation(len(items))[:count]
     return [items[i] for i in sorted(chosen)]
+
+
+def _register_voc_folder(name: str, root: str, split: str, fraction: float, seed: int) -> None:
+    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
+
+    Raises:
+        FileNotFoundError: no such list of images.
+    """
+    image_set = Path(root, "ImageSets", "Main", f"{split}.txt")
+    if not image_set.is_file():
+        raise FileNotFoundError(f"{root!r} is not in VOC's layout: there is no {str(image_set)!r}.")
+    found = {
+        element.text
+        for file in Path(root, "Annotations").glob("*.xml")
+        for element in ElementTree.parse(file).iterfind("object/name")
+    }
+    classes = sorted(name for name in found if name)
+
+    def load() -> list[dict[str, Any]]:
+        images = load_voc_instances(root, split, classes)
+        return seeded_subset(images, round(fraction * len(images)), seed)
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
+    )
 
 
 def _register_share(base: str, percent: float, seed: int) -> None:
@@ -162,59 +185,3 @@ _register_imagenet(os.getenv("DETECTRON2_DATASETS", "datasets"))
 for _percent in (1, 2, 5, 10):  # the paper's low-data experiments
     for _seed in range(10):
         _register_share("coco_2017_train", _percent, _seed)
-
-
-def register_voc_folder(root: str, split: str, fraction: float = 1.0, seed: int = 0) -> str:
-    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
-
-    Returns:
-        the data set's name.
-
-    Raises:
-        FileNotFoundError: no such list of images.
-    """
-    image_set = Path(root, "ImageSets", "Main", f"{split}.txt")
-    if not image_set.is_file():
-        raise FileNotFoundError(f"{root!r} is not in VOC's layout: there is no {str(image_set)!r}.")
-    found = {
-        element.text
-        for file in sorted(Path(root, "Annotations").glob("*.xml"))
-        for element in ElementTree.parse(file).iterfind("object/name")
-    }
-    classes = sorted(name for name in found if name)
-    name = f"voc_{split}_{fraction:g}_seed{seed}@{root}"
-
-    def load() -> list[dict[str, Any]]:
-        images = load_voc_instances(root, split, classes)
-        return seeded_subset(images, round(fraction * len(images)), seed)
-
-    if name not in DatasetCatalog.list():
-        DatasetCatalog.register(name, load)
-        MetadataCatalog.get(name).set(
-            thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
-        )
-    return name
-
-
-def register_coco_subset(name: str, count: int, seed: int, folder: str) -> str:
-    """Register at most `count` images of a registered COCO data set.
-
-    Its annotation file, which COCO's evaluator reads, is written into `folder`.
-
-    Returns:
-        the subset's name.
-    """
-    metadata = MetadataCatalog.get(name)
-    content = json.loads(Path(metadata.json_file).read_text())
-    content["images"] = seeded_subset(content["images"], count, seed)
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-    subset = f"{name}_subset{count}_seed{seed}"
-    file = Path(folder, f"{subset}.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
-    if subset in DatasetCatalog.list():  # registered before, and its file may lie elsewhere
-        DatasetCatalog.remove(subset)
-        MetadataCatalog.remove(subset)
-    register_coco_instances(subset, {}, str(file), metadata.image_root)
-    return subset

@@ -67,7 +67,7 @@ def decode_image(
     """Decode strictly, whatever Pillow's global switches are set to.
 
     Args:
-        file: the encoded image; nothing beyond its header is read before its size is known.
+        file: nothing beyond the header is read before the size is known.
         min_side, max_pixels: INPUT.DETCO.MIN_SIDE and MAX_PIXELS.
         reduction: by what a JPEG of this width and height may be decoded smaller, at most.
 

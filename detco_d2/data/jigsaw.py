@@ -22,16 +22,7 @@ def draw_jigsaw(crop_size: int, patch_size: int) -> tuple[torch.Tensor, torch.Te
 def cut_jigsaw(
     crop: torch.Tensor, patch_size: int, cells: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
-    """Cut one patch out of each cell of a 3x3 grid, in the given order.
-
-    Args:
-        crop: of shape (3, S, S), S a multiple of 3.
-        patch_size: p, in pixels.
-        cells, offsets: from :func:`draw_jigsaw`.
-
-    Returns:
-        of shape (9, 3, p, p), of the crop's dtype.
-    """
+    """Cut the drawn patches, of shape (9, 3, p, p), out of a crop of shape (3, S, S)."""
     side = crop.shape[-1] // GRID
     patches = []
     for cell, (dy, dx) in zip(cells.tolist(), offsets.tolist()):

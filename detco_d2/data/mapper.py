@@ -25,9 +25,7 @@ class DetCoDatasetMapper:
     """Decodes an image once and makes the views of it that the loss families need.
 
     It has two halves. :meth:`__call__` runs in a loader process, on one image; :meth:`finish` runs
-    on the training device, on a batch. A data-set dict has `file_name`, and `member` if the image
-    lies in a tar file, or `image_bytes` if it has been read. All randomness comes from torch's
-    generator.
+    on the training device, on a batch. All randomness comes from torch's generator.
     """
 
     @configurable
@@ -47,10 +45,7 @@ class DetCoDatasetMapper:
         Args:
             views: which of global_query, global_key, local_query, local_key to make.
             global_settings, local_settings: of a global view, and of the crop for the jigsaw.
-            patch_size: side of the nine patches in pixels.
-            image_format: channel order of the result, "RGB" or "BGR".
-            augmentation: "pil", "fast" or "device" (see INPUT.DETCO.AUGMENTATION).
-            min_side, max_pixels: of an image; any other is unreadable.
+            patch_size, image_format, augmentation, min_side, max_pixels: as the config's keys.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT is {image_format!r}; pretraining takes RGB or BGR.")
@@ -186,7 +181,7 @@ class DetCoDatasetMapper:
 
 
 def _open(dataset_dict: dict[str, Any]) -> Any:
-    """The encoded image as a file."""
+    """The encoded image as a file: a member of a tar file, bytes that are read, or a path."""
     if "member" in dataset_dict:
         from .tar import read_member  # a run on folders does not need it
 

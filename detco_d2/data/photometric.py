@@ -56,12 +56,7 @@ def colour_matrices(drawn: Photometric) -> tuple[np.ndarray, np.ndarray]:
 
 
 def apply_fast(array: np.ndarray, drawn: Photometric) -> np.ndarray:
-    """One pass of OpenCV for all colour operations, and one for the blur.
-
-    Args:
-        array: RGB, of shape (height, width, 3), uint8, as the result.
-        drawn: the factors.
-    """
+    """One pass of OpenCV for all colours and one for the blur; RGB, of shape (S, S, 3), uint8."""
     if drawn.jitter or drawn.grayscale:
         pixel, mean = colour_matrices(drawn)
         offset = mean @ cv2.mean(array)[:3] if mean.any() else np.zeros(3)
@@ -80,10 +75,7 @@ def pack(drawn: Photometric) -> torch.Tensor:
 def apply_batched(images: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """A batch of RGB views of shape (N, 3, S, S), uint8, on any device, as is the result.
 
-    Args:
-        images: the views.
-        packed: their factors from :func:`pack`, of shape (N, 19), on the CPU, so that nothing waits
-            for a GPU.
+    `packed`, from :func:`pack`, of shape (N, 19), is on the CPU, so that nothing waits for a GPU.
     """
     device = images.device
     matrices = packed[:, :18].view(-1, 2, 3, 3).to(device, non_blocking=True)

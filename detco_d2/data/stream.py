@@ -171,10 +171,8 @@ def build_pretrain_loader(
         mapper: a :class:`DetCoDatasetMapper`, or anything that makes a dict of tensors of one of
             them, with randomness from torch's generator only.
         total_batch_size: images in a batch over all processes, which must divide it.
-        num_workers: loader processes of this training process.
         seed: the same on all processes.
         start_iter: the iteration at which the stream starts.
-        pin_memory: page-locked batches, for copies to a GPU.
         timeout: seconds that a loader process may take for a batch; 0: any number.
         start_worker: called in each loader process.
     """

@@ -83,24 +83,15 @@ def render_scene(
 
 
 def draw_scenes(
-    files: Sequence[Path],
-    split: str,
-    seed: int,
-    size: tuple[int, int],
-    max_objects: int = 10,
+    files: Sequence[Path], split: str, seed: int, size: tuple[int, int], max_objects: int = 10
 ) -> list[list[dict[str, Any]]]:
-    """Draw one scene into each .jpg or .png file, a function of split, seed and the files' order.
-
-    Returns:
-        each scene's annotations, as :func:`render_scene` gives them.
-    """
+    """Draw a scene into each .jpg or .png file, and return the annotations of each scene."""
     scenes = []
     for i, file in enumerate(files):
         rng = np.random.default_rng([seed, i, *split.encode()])
         image, objects = render_scene(rng, *size, max_objects)
         file.parent.mkdir(parents=True, exist_ok=True)
-        settings = [cv2.IMWRITE_JPEG_QUALITY, 95] if file.suffix == ".jpg" else []
-        cv2.imwrite(str(file), image[:, :, ::-1], settings)
+        cv2.imwrite(str(file), image[:, :, ::-1])
         scenes.append(objects)
     return scenes
 

@@ -45,18 +45,15 @@ class TarImages(Sequence[dict[str, Any]]):
     def __init__(self, names: Sequence[str], folder: str) -> None:
         """Read the index of every shard, and make those that are missing or out of date.
 
-        Args:
-            names: see :func:`list_shards`.
-            folder: takes the indices of shards whose own folder cannot be written to.
+        `folder` takes the indices of shards whose own folder cannot be written to.
 
         Raises:
-            ValueError: a file that is no complete tar file, or one without images; names it.
+            FileNotFoundError, ValueError: see :func:`list_shards`; or a file that is no complete
+                tar file, or has no image; names it.
         """
         self.paths = list_shards(names)
-        total = sum(os.path.getsize(path) for path in self.paths)
-        look = {"unit": "B", "unit_scale": True, "mininterval": 5, "delay": 5}
-        with tqdm(total=total, desc="Indexing tar shards", **look) as bar:
-            self.indices = [_load_index(path, folder, bar) for path in self.paths]
+        bar = tqdm(self.paths, "Indexing tar shards", mininterval=5, delay=5)
+        self.indices = [_load_index(path, folder) for path in bar]
         self.shard_sizes = [len(index.places) for index in self.indices]
         self._ends = np.cumsum(self.shard_sizes)
         logger.info("%d tar shards: %d images", len(self.paths), len(self))
@@ -141,7 +138,7 @@ def _expand_braces(name: str) -> list[str]:
     return [path for choice in choices for path in _expand_braces(f"{head}{choice}{tail}")]
 
 
-def _load_index(path: str, folder: str, bar: tqdm) -> ShardIndex:
+def _load_index(path: str, folder: str) -> ShardIndex:
     """The index of a tar file: the one that was made for this very file, or a new one."""
     status = os.stat(path)
     stamp = np.array([_FORMAT, status.st_size, status.st_mtime_ns])
@@ -151,11 +148,10 @@ def _load_index(path: str, folder: str, bar: tqdm) -> ShardIndex:
         try:
             with np.load(file, allow_pickle=False) as found:
                 if np.array_equal(found["stamp"], stamp):
-                    bar.update(status.st_size)
                     return ShardIndex(found["places"].reshape(-1, 3), found["names"])
         except Exception:  # not there or damaged, for which NumPy raises nearly anything
             continue
-    index = _make_index(path, bar)
+    index = _make_index(path)
     try:
         _write_index(beside, stamp, index)
     except OSError:  # a read-only folder
@@ -169,7 +165,7 @@ def _write_index(target: Path, stamp: np.ndarray, index: ShardIndex) -> None:
         np.savez(file, stamp=stamp, **index._asdict())
 
 
-def _make_index(path: str, bar: tqdm) -> ShardIndex:
+def _make_index(path: str) -> ShardIndex:
     """Find the images of a tar file by its headers.
 
     As in WebDataset, members whose names agree up to the first dot are one sample, and a sample
@@ -178,7 +174,7 @@ def _make_index(path: str, bar: tqdm) -> ShardIndex:
     places, names = array.array("q"), bytearray()
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            images = (m for m in _members(tar, bar) if _is_image(m))
+            images = (m for m in _members(tar) if _is_image(m))
             for _, sample in itertools.groupby(images, key=lambda m: _split(m.name)[0]):
                 image = min(sample, key=lambda m: "." in _split(m.name)[1])
                 names += image.name.encode(errors="surrogateescape")
@@ -199,13 +195,12 @@ def _make_index(path: str, bar: tqdm) -> ShardIndex:
     return ShardIndex(rows, np.frombuffer(bytes(names), np.uint8))
 
 
-def _members(tar: tarfile.TarFile, bar: tqdm) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     done = 0
     while member := tar.next():
         tar.members = []  # type: ignore[attr-defined]  # it would keep them all
         if tar.offset <= done:  # a negative size would lead in a circle
             raise tarfile.ReadError(f"the member at byte {member.offset} has no valid size")
-        bar.update(tar.offset - done)
         done = tar.offset
         yield member
 

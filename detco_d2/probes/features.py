@@ -42,7 +42,7 @@ def extract(
     Args:
         backbone: a :class:`FrozenBackbone`.
         dataset: gives (number, uint8 image of shape (3, S, S), or None where it is unreadable).
-        pools: any of POOLS.
+        pools: any of POOLS, see :func:`pool_map`.
         timeout: seconds that a loader process may take for a batch; 0: any number.
         start_worker: called in each loader process.
 

@@ -1,4 +1,4 @@
-"""Labelled images for probes: folders of classes, or what the boxes of a detection data set hold.
+"""Labelled images for probes.
 
 Of a folder of class folders: the whole image, its class. Of a detection data set, as "crops": the
 inside of every box, its class; as "images": the whole image, which classes it contains (the VOC07
@@ -20,17 +20,15 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
 from ..data.check import check_datasets
 from ..data.datasets import list_images, register_by_name, seeded_subset
 from ..data.decode import MAX_PIXELS, UnreadableImage, decode_image
-from ..data.stream import map_seeded, mix_seed, pack_images
-from ..data.views import RATIO
+from ..data.stream import pack_images
 
 KINDS = ("crops", "images")
-_VIEW = 20  # a kind of draw, see mix_seed
+_MIN_BOX = 16  # pixels of the shorter side of a box that becomes a crop
 _TEST_SHARE = 0.25
 _CONTEXT = 0.1  # of a box's longer side, on each side of a crop
 
@@ -52,27 +50,21 @@ class Labelled:
     labels: np.ndarray
     classes: list[str]
 
-    def take(self, indices: Sequence[int]) -> "Labelled":
-        chosen = list(indices)
-        return replace(self, items=[self.items[i] for i in chosen], labels=self.labels[chosen])
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Labelled":
+        return replace(self, items=[self.items[i] for i in indices], labels=self.labels[indices])
 
 
 class LabelledImages(torch.utils.data.Dataset):
     """Pairs of an item's number and its uint8 image of shape (3, S, S), or None if unreadable."""
 
-    def __init__(self, labelled: Labelled, size: int, view: int | None = None) -> None:
+    def __init__(self, labelled: Labelled, size: int) -> None:
         """
         Args:
             labelled: what to read.
-            size: S in pixels. A folder's image is resized to 256/224 of it and cut to its centre;
-                the others are resized whole.
-            view: None, or the number of the random crop to take instead.
+            size: S. A folder's image is resized to 256/224 of it and cut to its centre.
         """
         self.items = pack_images(list(labelled.items))
         self.size = size
-        self.view = view
-        random_crop = T.RandomResizedCrop(size, (0.2, 1.0), RATIO)
-        self.random_view = T.Compose([random_crop, T.RandomHorizontalFlip()])
         self._decoded: tuple[str, Image.Image | None] = ("", None)  # its boxes come one by one
 
     def __len__(self) -> int:
@@ -87,9 +79,7 @@ class LabelledImages(torch.utils.data.Dataset):
             return index, None
         if "box" in item:
             image = image.crop(_square(item["box"], image.size))
-        if self.view is not None:
-            image = map_seeded(self.random_view, image, mix_seed(self.view, _VIEW, index))
-        elif item["kind"] == "folder":
+        if item["kind"] == "folder":
             image = TF.resize(image, round(self.size * 256 / 224))
             image = TF.center_crop(image, [self.size, self.size])
         else:
@@ -121,7 +111,6 @@ def load_halves(
     *,
     kind: str = "crops",
     max_images: int = 0,
-    min_box: int = 16,
     seed: int = 0,
     key: str = "--data",
 ) -> tuple[Labelled, Labelled]:
@@ -130,12 +119,10 @@ def load_halves(
     Args:
         data: a folder of class folders, or of such folders in `train` and `val` (or `test`); a
             folder in VOC's layout; or a detection data set that :func:`register_by_name` knows.
-        test: the same; by default the half that `data` brings, or else a quarter of its images
-            drawn from the seed, so that the crops of an image stay together.
+        test: the same; by default the half that `data` brings, or else a quarter of its images.
         kind: "crops" or "images", of a detection data set.
-        max_images: most items of each half, drawn from the seed; 0: all.
-        min_box: boxes with a shorter side than this many pixels are left out of crops.
-        seed: of the draws.
+        max_images: most items of each half; 0: all.
+        seed: of what is drawn.
         key: what names `data`, for messages.
 
     Raises:
@@ -143,9 +130,9 @@ def load_halves(
         FileNotFoundError: no such folder or file, or no image in it.
     """
     first, second = _find_halves(data)
-    train = _read_half(first, kind, min_box, key)
+    train = _read_half(first, kind, key)
     if test or second:
-        tested = _read_half(test or second, kind, min_box, key)
+        tested = _read_half(test or second, kind, key)
         tested = _with_classes(tested, train.classes, f"{test or second!r}", f"{first!r}")
     else:
         train, tested = _split_by_image(train, seed)
@@ -154,7 +141,8 @@ def load_halves(
             half.take(seeded_subset(range(len(half.items)), max_images, seed))
             for half in (train, tested)
         )
-    present = (class_counts(train.labels, len(train.classes)) > 0).sum()
+    labels = train.labels
+    present = len(np.unique(labels)) if labels.ndim == 1 else (labels == 1).any(axis=0).sum()
     if present < 2 or not len(tested.items):
         raise ValueError(
             f"{key} {data!r} has {present} classes in {len(train.items)} training items, and "
@@ -162,13 +150,6 @@ def load_halves(
             "tested on."
         )
     return train, tested
-
-
-def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many items have each class, of shape (C,)."""
-    if labels.ndim == 2:
-        return (labels == 1).sum(axis=0)
-    return np.bincount(labels, minlength=num_classes)
 
 
 def _find_halves(data: str) -> tuple[str, str]:
@@ -184,7 +165,7 @@ def _find_halves(data: str) -> tuple[str, str]:
     return data, ""
 
 
-def _read_half(name: str, kind: str, min_box: int, key: str) -> Labelled:
+def _read_half(name: str, kind: str, key: str) -> Labelled:
     """All that has a label in one half; see :func:`load_halves`."""
     if os.path.isdir(name):
         return _read_folder(name, key)
@@ -197,10 +178,10 @@ def _read_half(name: str, kind: str, min_box: int, key: str) -> Labelled:
         raise ValueError(f"{key} {name!r} has no labels: neither class folders nor boxes.")
     if kind == "images":
         return _read_contained(images, metadata)
-    found = _read_crops(images, metadata, min_box, name)
+    found = _read_crops(images, metadata, name)
     if not found.items:
         raise ValueError(
-            f"{key} {name!r} has no box of {min_box} pixels or more in {len(images)} images."
+            f"{key} {name!r} has no box of {_MIN_BOX} pixels or more in {len(images)} images."
         )
     return found
 
@@ -233,21 +214,21 @@ def _boxes(image: dict[str, Any], metadata: Metadata) -> list[tuple[dict[str, An
     return list(zip(boxes, unsure))
 
 
-def _read_crops(images: list[Any], metadata: Metadata, min_box: int, name: str) -> Labelled:
+def _read_crops(images: list[Any], metadata: Metadata, name: str) -> Labelled:
     items: list[dict[str, Any]] = []
     labels: list[int] = []
     dropped: Counter = Counter()
     for image in images:
         for found, unsure in _boxes(image, metadata):
             box = BoxMode.convert(list(found["bbox"]), found["bbox_mode"], BoxMode.XYXY_ABS)
-            if unsure or min(box[2] - box[0], box[3] - box[1]) < min_box:
+            if unsure or min(box[2] - box[0], box[3] - box[1]) < _MIN_BOX:
                 dropped["unsure" if unsure else "small"] += 1
                 continue
             items.append({"file_name": image["file_name"], "kind": "crops", "box": box})
             labels.append(found["category_id"])
     logger.info(
         f"{name}: {len(items)} boxes of {len(images)} images; left out: {dropped['unsure']} of "
-        f"crowds or difficult, {dropped['small']} with a side below {min_box} pixels"
+        f"crowds or difficult, {dropped['small']} with a side below {_MIN_BOX} pixels"
     )
     return Labelled(items, np.array(labels), list(metadata.thing_classes))
 
@@ -278,10 +259,8 @@ def _with_classes(labelled: Labelled, classes: list[str], name: str, other: str)
 
 
 def _split_by_image(labelled: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+    """Hold out a quarter of the images, so that the crops of an image stay together."""
     files = sorted({item["file_name"] for item in labelled.items})
     tested = set(seeded_subset(files, round(_TEST_SHARE * len(files)), seed))
     is_test = np.array([item["file_name"] in tested for item in labelled.items])
-    return (
-        labelled.take(np.flatnonzero(~is_test).tolist()),
-        labelled.take(np.flatnonzero(is_test).tolist()),
-    )
+    return labelled.take(np.flatnonzero(~is_test)), labelled.take(np.flatnonzero(is_test))

@@ -1,7 +1,7 @@
 """How much of the classes is in frozen features: nearest neighbours, a linear layer, SVMs."""
 
 # Shape shorthand in this module:
-#   N: training items, M: test items, D: dimensions, C: classes, V: views of each training item
+#   N: training items, M: test items, D: dimensions, C: classes
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,11 +30,8 @@ def knn(
     """Top-1 accuracy in percent of weighted nearest neighbours (Wu et al. 2018, section 3.4).
 
     Each of the k training items of the highest cosine similarity (all, where there are fewer)
-    votes for its class with exp(similarity / temperature).
-
-    Args:
-        train_x, train_y: features of shape (N, D) and class numbers of shape (N,).
-        test_x, test_y: of shape (M, D) and (M,).
+    votes for its class with exp(similarity / temperature). Features are of shape (N, D) and (M, D),
+    class numbers of shape (N,) and (M,).
     """
     train_x, test_x = F.normalize(train_x.float()), F.normalize(test_x.float())
     classes = int(train_y.max()) + 1
@@ -58,18 +55,13 @@ def linear(
     """A linear classifier by MoCo's protocol (He et al. 2020, section 4.1).
 
     SGD with momentum 0.9 and no weight decay; the rate drops to a tenth at 60 % and 80 % of the
-    epochs, and follows the batch where there are fewer items than one of 256.
-
-    Args:
-        train_x: of shape (V, N, D); epoch e sees view e mod V of every item.
-        train_y: class numbers of shape (N,).
-        test_x, test_y: of shape (M, D) and (M,).
-        seed: of the initial weights and of the order.
+    epochs, and follows the batch where there are fewer items than one of 256. Features and class
+    numbers are of the shapes that :func:`knn` takes.
 
     Returns:
         "top-1" accuracy in percent, and "top-5" where there are more than five classes.
     """
-    views, count, width = train_x.shape
+    count, width = train_x.shape
     classes = int(max(train_y.max(), test_y.max())) + 1
     generator = torch.Generator().manual_seed(seed)
     weight = (0.01 * torch.randn(classes, width, generator=generator)).requires_grad_()
@@ -77,10 +69,9 @@ def linear(
     batch_size = min(256, count)
     optimizer = torch.optim.SGD([weight, bias], 30.0 * batch_size / 256, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 80])
-    for epoch in range(100):
-        x_ND = train_x[epoch % views]
+    for _ in range(100):
         for rows in torch.randperm(count, generator=generator).split(batch_size):
-            loss = F.cross_entropy(F.linear(x_ND[rows], weight, bias), train_y[rows])
+            loss = F.cross_entropy(F.linear(train_x[rows], weight, bias), train_y[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -157,9 +148,7 @@ def svm(
 def chance(train_y: torch.Tensor, test_y: torch.Tensor) -> dict[str, float]:
     """What features without the class give, in percent, by metric; labels as of :func:`svm`.
 
-    Returns:
-        "mAP", the mean share of positives; with one class an item also "top-1" and "top-5" of
-        always answering with the most frequent classes of the training half.
+    The share of positives; with one class an item also the most frequent classes as the answer.
     """
     y_NC, y_MC, kept = _classes(train_y, test_y)
     shares = [float((y_MC[y_MC[:, c] >= 0, c] == 1).mean()) for c in kept]

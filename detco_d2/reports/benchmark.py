@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..files import replacing
-from .run_folder import read_scalars
 
 # What the tables show of each kind of result, in this order.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -30,20 +27,11 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A config file, and KEY VALUE pairs that put it on some data.
+    """A config file, and KEY VALUE pairs that put it on some data."""
 
-    `name` is `<group>_<column>`, such as coco/mask_rcnn_R_50_C4_1x: tasks of one group share a
-    table, as the paper's do.
-    """
-
-    name: str
+    name: str  # such as coco/mask_rcnn_R_50_C4_1x
     config: str
     settings: tuple[str, ...] = ()
-
-    @property
-    def group_and_column(self) -> tuple[str, str]:
-        match = re.fullmatch(r"(.+?)_(\d+k|\dx|[\d.]+percent)(?:_12k)?", self.name)
-        return (match[1], match[2]) if match else (self.name, "")
 
 
 @dataclass(frozen=True)
@@ -122,79 +110,25 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def read_result(cell: Cell, output: Path) -> dict[str, Any]:
-    """What is known of a cell: {config, task, init, seed, status, metrics, curve}.
+    """What is known of a cell: {task, init, seed, status, metrics}.
 
-    `status` is "done", "not finished" or "not started"; `metrics` is {kind: {metric: percent}},
-    with 0 where an evaluator gives NaN because nothing was predicted; `curve` is
-    {"<kind>/<metric>": [[iteration, percent], ...]} of every evaluation on the way.
+    `status` is "done", "not finished" or "not started"; `metrics` is {"<kind>/<metric>": percent},
+    with 0 where an evaluator gives NaN because nothing was predicted.
     """
     folder = cell.folder(output)
-    curves = read_scalars(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
-    firsts = [f"{kind}/{metrics[0]}" for kind, metrics in METRICS.items()]
     result: dict[str, Any] = {
         "task": cell.task.name,
         "init": cell.init,
         "seed": cell.seed,
-        "config": cell.task.config,
         "status": "not finished" if (folder / "cell.json").is_file() else "not started",
         "metrics": {},
-        "curve": {n: [[i, _percent(y)] for i, y in curves[n]] for n in firsts if n in curves},
     }
     if (folder / "results.json").is_file():
         found = json.loads((folder / "results.json").read_text())
         result["status"] = "done"
-        result["metrics"] = {
-            kind: {m: _percent(found[kind][m]) for m in metrics if m in found[kind]}
-            for kind, metrics in METRICS.items()
-            if kind in found
-        }
+        for kind, metrics in METRICS.items():
+            for metric in metrics:
+                value = found.get(kind, {}).get(metric)
+                if value is not None:
+                    result["metrics"][f"{kind}/{metric}"] = 0.0 if math.isnan(value) else value
     return result
-
-
-def _percent(value: float) -> float:
-    return 0.0 if math.isnan(value) else float(value)
-
-
-def summarise(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task: {init: {"<kind>/<metric>": {mean, std, n}}}} over the seeds that are done.
-
-    The standard deviation is that of a sample (n - 1), and None for a single seed.
-    """
-    table: dict[str, dict[str, dict[str, Any]]] = {}
-    for result in results:
-        inits = table.setdefault(result["task"], {})
-        row = inits.setdefault(result["init"], {})
-        for kind, metrics in result["metrics"].items():
-            for metric, value in metrics.items():
-                row.setdefault(f"{kind}/{metric}", []).append(value)
-    for inits in table.values():
-        for row in inits.values():
-            row.update({name: mean_and_std(values) for name, values in row.items()})
-    return table
-
-
-def mean_and_std(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation of a sample (None for one value), and number of values."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
-
-
-def show(value: dict[str, Any]) -> str:
-    """The text of what :func:`mean_and_std` returns.
-
-    >>> show({"mean": 57.04, "std": 0.21, "n": 5})
-    '57.0 ± 0.2'
-    """
-    return f"{value['mean']:.1f}" + ("" if value["std"] is None else f" ± {value['std']:.1f}")
-
-
-def difference(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, bool | None]:
-    """Difference of two means, and whether it is beyond two standard deviations.
-
-    The deviation is that of the difference of two runs, sqrt(std_a^2 + std_b^2); None where one
-    of them has a single seed.
-    """
-    delta = a["mean"] - b["mean"]
-    if a["std"] is None or b["std"] is None:
-        return delta, None
-    return delta, abs(delta) > 2 * math.hypot(a["std"], b["std"])

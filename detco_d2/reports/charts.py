@@ -6,36 +6,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from cycler import cycler
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from ..files import replacing
 
 Points = Sequence[tuple[float, float]]  # x rising; y may be NaN or infinite, which leaves a gap
-# Apart in every kind of colour blindness (Okabe and Ito).
-_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
-_STYLE = {
-    "axes.prop_cycle": cycler(color=_COLOURS),
+_TEXT = {
     "font.size": 9,
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a file name may hold dollar signs
 }
+_STYLE: list[str | dict[str, Any]] = ["tableau-colorblind10", _TEXT]
 _MAX_POINTS = 300  # of a line; more are averaged, as no screen shows them
 
 
 def line_chart(lines: Mapping[str, Points], guides: Mapping[str, float]) -> bytes:
-    """Draws lines over iterations; the legend gives the last value of each.
+    """Draws lines over iterations as an SVG; the legend gives the last value of each.
 
     Args:
         lines: points by name. A value that is no finite number is a gap, a lone point a dot.
         guides: heights of dotted lines by name, such as chance.
-
-    Returns:
-        an SVG.
     """
-    with matplotlib.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(4.2, 2.9))
         axis = figure.add_axes((0.15, 0.4, 0.83, 0.57))
         axis.set_xlabel("iteration")
@@ -72,14 +66,11 @@ def _thin(points: Points) -> np.ndarray:
 def panels(
     path: Path, rows: int, columns: int, size: tuple[float, float]
 ) -> Iterator[tuple[Figure, np.ndarray]]:
-    """Gives a figure and its axes, of shape (rows, columns); saves it when the block ends.
+    """Gives a figure and its axes, of shape (rows, columns), each of a size in inches.
 
-    Args:
-        path: the .png to write.
-        rows, columns: how many.
-        size: width and height of each, in inches.
+    It is written to a .png when the block ends.
     """
-    with matplotlib.rc_context(_STYLE):
+    with style.context(_STYLE):
         whole = (size[0] * columns + 0.4, size[1] * rows + 0.5)
         figure = Figure(figsize=whole, layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False)

@@ -1,4 +1,4 @@
-"""Boxes that fine-tuned detectors find, beside each other and under those of the labels."""
+"""Boxes that fine-tuned detectors find, under those of the labels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,43 +21,36 @@ from ..weights.input_spec import InputSpec
 from .charts import panels, show_picture
 from .run_folder import read_config
 
+_MAX_IMAGES = 4
 _MAX_BOXES = 5  # of an image, the best ones
 
 
-def plot_detections(
-    path: Path, detectors: Mapping[str, str], files: Sequence[str], count: int
-) -> None:
-    """Writes a row of labels, if there are any, and a row of the best boxes of each detector.
+def plot_detections(path: Path, detectors: Mapping[str, str]) -> None:
+    """Writes a row of labels and a row of the best boxes of each detector, to a .png.
 
     Args:
-        path: the .png to write.
-        detectors: checkpoints by name, each in an output folder of train_net.py.
-        files: images; none: the first ones of the detectors' DATASETS.TEST.
-        count: how many images at most.
+        detectors: checkpoints by name, each in an output folder of train_net.py. The images are
+            the first ones of the first one's DATASETS.TEST.
 
     Raises:
-        FileNotFoundError, ValueError: a folder without a config.yaml, or one of no detector; data
-            or weights that are not there.
+        FileNotFoundError, ValueError: no config, no data, no weights, or not those of a detector.
     """
     configs = {name: _read_config(file) for name, file in detectors.items()}
     test = next(iter(configs.values())).DATASETS.TEST
     prepare_datasets([], test)
-    labelled = [] if files else DatasetCatalog.get(test[0])[:count]
-    images = labelled or [{"file_name": file} for file in files[:count]]
+    images = DatasetCatalog.get(test[0])[:_MAX_IMAGES]
     metadata = MetadataCatalog.get(test[0])
-
-    def canvas(image: dict[str, Any]) -> Visualizer:
-        return Visualizer(read_image(image["file_name"], "RGB"), metadata)
-
-    rows = {"labels": [canvas(image).draw_dataset_dict(image) for image in labelled]}
-    for name, cfg in configs.items():
-        found = zip(images, _detect(cfg, detectors[name], images))
-        rows[name] = [canvas(image).draw_instance_predictions(boxes) for image, boxes in found]
-    rows = {name: drawn for name, drawn in rows.items() if drawn}
-    with panels(path, len(rows), len(images), (2.6, 2.0)) as (_, axes):
-        for line, (name, drawn) in zip(axes, rows.items()):
-            line[0].set_ylabel(name)
-            for axis, picture in zip(line, drawn):
+    found = {name: _detect(cfg, detectors[name], images) for name, cfg in configs.items()}
+    with panels(path, 1 + len(found), len(images), (2.6, 2.0)) as (_, axes):
+        for axis, name in zip(axes[:, 0], ["labels", *found]):
+            axis.set_ylabel(name)
+        for column, image in enumerate(images):
+            pixels = read_image(image["file_name"], "RGB")
+            drawn = [Visualizer(pixels, metadata).draw_dataset_dict(image)]
+            for boxes in found.values():
+                canvas = Visualizer(pixels, metadata)
+                drawn.append(canvas.draw_instance_predictions(boxes[column]))
+            for axis, picture in zip(axes[:, column], drawn):
                 show_picture(axis, picture.get_image())
 
 

@@ -5,24 +5,33 @@ Whatever comes from a file is escaped, and the page forbids the browser to load 
 
 import base64
 import io
+import json
 import math
 import re
 import shlex
+import statistics
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from tabulate import tabulate
 
 from ..data.decode import UnreadableImage, decode_image
 from ..engine.health import duration
-from .benchmark import METRICS, difference, show
+from .benchmark import METRICS
 from .charts import Points, line_chart
-from .run_folder import FAMILY_TITLES, Run, health, is_number, latest, read_json
+from .run_folder import Run, read_json
+from .tables import EXPLANATION, table, task_tables
 
-_VIEWS = {**FAMILY_TITLES, "global": "global", "local": "local"}
+_VIEWS = {
+    "gg": "global-global",
+    "gl": "global-local",
+    "ll": "local-local",
+    "global": "global",
+    "local": "local",
+}
 _HEADINGS = {
     "info_nce": "Losses: InfoNCE of each term",
     "top1": "Top-1 accuracy of the contrast, 0 to 1",
@@ -50,10 +59,11 @@ _CHARTS: dict[str, list[tuple[str, str]]] = {
         ("images/s", r"(images_per_second)"),
         ("share of the time spent waiting for images", r"(data_time_share)"),
     ],
-    "Queue": [("filled, 0 to 1", r"queue/(filled)"), ("iterations since enqueued", r"queue/(age)")],
 }
 _MAX_PIXELS = 10**8
 _MAX_SIDE = 1600  # pixels of a picture within the page
+# What reading a file of JSON in another form than this project's raises.
+_OTHER_FORM = (TypeError, KeyError, AttributeError, ValueError, StopIteration)
 
 
 def page(run: Run) -> str:
@@ -64,44 +74,34 @@ def page(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    done = 1 + max((points[-1][0] for points in run.curves.values()), default=-1)
-    good, bad = health(run)
+    environment.filters["table"] = _html
     template = environment.get_template("page.html.j2")
+    done = 1 + max((points[-1][0] for points in run.curves.values()), default=-1)
+    starts = read_json(run.folder / "run.json")
+    steps = [y for _, y in run.curves.get("time", []) if math.isfinite(y)]
     text = template.render(
         run=run,
         name=run.folder.resolve().name,
-        data=", ".join(map(str, _listed(run.key("DATASETS.TRAIN")))),
         done=done,
         is_finished=(run.folder / "model_final.pth").is_file(),
-        spent=_spent(run, done),
-        good=good,
-        bad=bad,
+        spent=duration(statistics.mean(steps) * done) if steps else "",
         results=_results(run),
         charts=_charts(run),
         views=_pictures(run.folder / "views", "the views that enter the network", last=2),
         features=_pictures(run.folder / "pictures", "what features look like"),
         probes=_probes(run),
-        versions=run.starts[-1].get("versions") if run.starts else None,
-        now=datetime.now().astimezone().isoformat(timespec="seconds"),
+        changed=table("key that differs", run.changed),
+        starts=json.dumps(starts, indent=1) if starts else "",
+        explanation=EXPLANATION,
         quoted=shlex.quote,
     )
     return text.lstrip()
 
 
-def _spent(run: Run, done: int) -> str:
-    """How long so many iterations took, how fast the last ones were, and on what."""
-    steps = [y for _, y in run.curves.get("time", []) if math.isfinite(y)]
-    if not steps:
-        return ""
-    spent = f"about {duration(sum(steps) / len(steps) * done)} of training"
-    if speed := run.curves.get("images_per_second"):
-        spent += f", {latest(speed):.1f} images/s lately"
-    device = run.starts[-1].get("device") if run.starts else None
-    return spent + (f", on {device}" if device else "")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _html(content: Mapping[str, Any]) -> Markup:
+    """A table, with all text escaped and what stands between ** in bold."""
+    text = tabulate(content["rows"], content["header"], tablefmt="html", disable_numparse=True)
+    return Markup(re.sub(r"\*\*([^*<]+)\*\*", r"<b>\1</b>", text))
 
 
 def _charts(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -157,87 +157,38 @@ def _picture(file: Path, what: str) -> dict[str, Any]:
 
 def _probes(run: Run) -> dict[str, list[Any]]:
     """A table for each set of labelled images, a row for each weight file; and the commands."""
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    groups: dict[str, dict[str, dict[str, str]]] = {}
     commands = []
     for file in sorted((run.folder / "probes").glob("*.json")):
         content = read_json(file)
-        if not isinstance(content, dict):
+        try:
+            halves = f"{content['num_train']} + {content['num_test']} images"
+            rows = groups.setdefault(f"{content['data']}, {halves}, %", {"chance": {}})
+            row = rows.setdefault(str(content["weights"]), {})
+            for result in content["results"]:
+                column = f"{result['probe']} {result['stage']} ({result['metric']})"
+                row[column] = f"{result['value']:.1f}"
+                rows["chance"][column] = f"{content['chance'][result['metric']]:.1f}"
+            commands.append(str(content["command"]))
+        except _OTHER_FORM:
             continue
-        commands.append(str(content.get("command")))
-        halves = f"{content.get('num_train')} + {content.get('num_test')} images"
-        rows = groups.setdefault(f"{content.get('data')}, {halves}, %", {"chance": {}})
-        row = rows.setdefault(str(content.get("weights")), {})
-        rates = content.get("chance")
-        for result in _listed(content.get("results")):
-            if isinstance(result, dict) and is_number(result.get("value")):
-                metric = str(result.get("metric"))
-                column = f"{result.get('probe')} {result.get('stage')} ({metric})"
-                row[column] = result["value"]
-                rows["chance"][column] = rates.get(metric) if isinstance(rates, dict) else None
-    tables = []
-    for caption, rows in groups.items():
-        columns = list(rows["chance"])
-        chance = rows.pop("chance")
-        rows |= {"chance": chance} if any(map(is_number, chance.values())) else {}
-        lines = [[name, *(_number(row.get(c)) for c in columns)] for name, row in rows.items()]
-        tables.append({"caption": caption, "header": ["weights", *columns], "rows": lines})
+    tables = [table(title, rows) for title, rows in groups.items()]
     return {"tables": tables, "commands": list(dict.fromkeys(commands))}
 
 
-def _number(value: Any) -> str:
-    return f"{value:.1f}" if is_number(value) else ""
-
-
 def _results(run: Run) -> dict[str, list[Any]]:
-    """Of transfer, from the folders of tools/benchmark.py; and of this run, if it fine-tunes."""
+    """Tables and pictures of transfer, from the folders of tools/benchmark.py."""
     found: dict[str, list[Any]] = {"tables": [], "pictures": [], "commands": []}
     for folder in run.transfer:
         content = read_json(folder / "results.json")
         try:
-            tables, command = _transfer_tables(content["summary"]), str(content["command"])
-        except (TypeError, KeyError, AttributeError, ValueError, StopIteration):
+            tables, command = task_tables(content["summary"]), str(content["command"])
+        except _OTHER_FORM:
             error = f"{folder}: no results.json of tools/benchmark.py"
             found["pictures"].append({"error": error})
             continue
         found["tables"] += tables
         found["commands"].append(command)
-        files = [folder / "detections.png", folder / "bars.png"]
-        found["pictures"] += [_picture(f, "results of transfer") for f in files if f.is_file()]
-    own = read_json(run.folder / "results.json")
-    rows = [
-        [kind, *(_number(values.get(metric)) for metric in metrics)]
-        for kind, metrics in METRICS.items()
-        if isinstance(own, dict) and isinstance(values := own.get(kind), dict)
-    ]
-    if rows:
-        header = ["of this run, %", "AP or IoU", "AP50", "AP75"]
-        found["tables"].append({"header": header, "rows": rows})
+        if (file := folder / "detections.png").is_file():
+            found["pictures"].append(_picture(file, "results of transfer"))
     return found
-
-
-def _transfer_tables(summary: Any) -> list[dict[str, Any]]:
-    """A table for each task, with the differences to its first row."""
-    tables = []
-    for task, inits in summary.items():
-        metrics = list(dict.fromkeys(metric for row in inits.values() for metric in row))
-        base = next(iter(inits.values()))
-        rows = [
-            [
-                init,
-                *(
-                    _transfer_cell(row.get(m), None if row is base else base.get(m))
-                    for m in metrics
-                ),
-            ]
-            for init, row in inits.items()
-        ]
-        header = ["initialisation", *metrics]
-        tables.append({"caption": f"{task}, %", "header": header, "rows": rows})
-    return tables
-
-
-def _transfer_cell(value: Any, base: Any) -> str:
-    if not value or not base:
-        return show(value) if value else ""
-    delta, is_beyond = difference(value, base)
-    return Markup("{} (<b>{:+.1f}</b>)" if is_beyond else "{} ({:+.1f})").format(show(value), delta)

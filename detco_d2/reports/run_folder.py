@@ -1,7 +1,6 @@
 """What the output folder of a run holds, read so that a half-written file is no error."""
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,9 @@ from detectron2.config import get_cfg
 
 from ..config import add_detco_config
 from ..config_files import flatten
-from ..engine.record import command_line
 
-FAMILY_TITLES = {"gg": "global-global", "gl": "global-local", "ll": "local-local"}
 Curves = dict[str, list[tuple[int, float]]]
-_WARNING = re.compile(r"\[\d\d/\d\d [\d:]+\] \S+ (?:WARNING|ERROR): (.*)")
+_WARNING = re.compile(r"^\[\d\d/\d\d [\d:]+\] \S+ (?:WARNING|ERROR): (.*)", re.MULTILINE)
 
 
 def read_scalars(file: Path) -> Curves:
@@ -45,14 +42,9 @@ def read_scalars(file: Path) -> Curves:
             if not isinstance(iteration, int):
                 continue
             for name, value in scalars.items():
-                if is_number(value):
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
                     values.setdefault(name, {})[iteration] = float(value)
     return {name: sorted(points.items()) for name, points in values.items()}
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number of JSON, be it NaN or infinite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _parse(text: str) -> Any:
@@ -73,12 +65,9 @@ def read_json(file: Path) -> Any:
 def read_warnings(file: Path) -> list[tuple[str, int]]:
     """The warnings and errors of a log.txt, and how often each was given; the latest last."""
     counts: Counter[str] = Counter()
-    if file.is_file():
-        with open(file, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if match := _WARNING.match(line):
-                    count = counts.pop(match[1], 0)  # put at the end again
-                    counts[match[1]] = count + 1
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for warning in _WARNING.findall(text):
+        counts[warning] = counts.pop(warning, 0) + 1  # at the end again
     return list(counts.items())
 
 
@@ -98,12 +87,6 @@ def read_config(file: Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{str(file)!r} is no config: {error}") from error
 
 
-def latest(points: list[tuple[int, float]], count: int = 5) -> float:
-    """The median of the last values, since that of one batch says little; NaN if one is none."""
-    values = [value for _, value in points[-count:]]
-    return math.nan if any(map(math.isnan, values)) else sorted(values)[len(values) // 2]
-
-
 @dataclass
 class Run:
     """What is known of a run; only the first three must be there."""
@@ -111,30 +94,22 @@ class Run:
     folder: Path  # OUTPUT_DIR
     curves: Curves
     config: tuple[str, Mapping[str, Any]]  # the text of config.yaml, and its values by key
-    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # key: (default, value)
+    changed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # from the defaults
     warnings: Sequence[tuple[str, int]] = ()  # from the log, with how often each was given
     transfer: Sequence[Path] = ()  # folders of tools/benchmark.py
-    command: str = ""  # that makes the report
 
-    def key(self, name: str, default: Any = "?") -> Any:
-        return self.config[1].get(name, default)
-
-    @property
-    def starts(self) -> list[dict[str, Any]]:
-        starts = read_json(self.folder / "run.json")
-        return [s for s in starts if isinstance(s, dict)] if isinstance(starts, list) else []
+    def key(self, name: str) -> Any:
+        return self.config[1].get(name, "?")
 
 
 def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
-    """Reads an output folder.
+    """Reads an output folder of pretrain_net.py or train_net.py.
 
     Args:
-        folder: of pretrain_net.py or train_net.py.
         transfer: folders of tools/benchmark.py; none: the one around it, as the demo has it.
 
     Raises:
-        FileNotFoundError, ValueError: no metrics.json or config.yaml, or a broken one; or no
-            results in a folder of transfer.
+        FileNotFoundError, ValueError: a file that must be there is not, or is broken.
     """
     for other in transfer:
         if not (other / "results.json").is_file():
@@ -150,56 +125,10 @@ def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
         curves=curves,
         config=config,
         changed={
-            key: (defaults.get(key, absent), value)
-            for key, value in config[1].items()
+            key: {"value": str(value), "default": str(defaults.get(key, absent))}
+            for key, value in sorted(config[1].items())
             if defaults.get(key, absent) != value
         },
         warnings=read_warnings(folder / "log.txt"),
         transfer=transfer or ([around] if (around / "results.json").is_file() else []),
-        command=command_line(),
     )
-
-
-def health(run: Run) -> tuple[list[str], list[str]]:
-    """Says what is as it should be, and what is not, in sentences about the latest values."""
-    last = {name: latest(points) for name, points in run.curves.items()}
-    good: list[str] = []
-    bad: list[str] = []
-    odd = sorted(n for n, ps in run.curves.items() if not all(math.isfinite(y) for _, y in ps))
-    if odd:
-        bad.append(f"Values that are no finite numbers, in {', '.join(odd)}.")
-    length = run.key("MODEL.DETCO.QUEUE_LENGTH")
-    if isinstance(length, int) and length > 0:
-        _compare_with_chance(last, length + 1, good, bad)
-    if spreads := _below(last, "spread/"):
-        least = min(spreads, key=lambda name: spreads[name])
-        is_collapsed = spreads[least] < 0.1
-        text = f"Least spread of embeddings: {spreads[least]:.2f}, {least}"
-        (bad if is_collapsed else good).append(text + (": collapsed." if is_collapsed else "."))
-    if (waiting := last.get("data_time_share", 0.0)) > 0.2:
-        bad.append(f"{100 * waiting:.0f} % of the time is spent waiting for images.")
-    if images := last.get("data/bad_images", 0.0):
-        bad.append(f"{images:.0f} images could not be read; bad_images.txt lists them.")
-    if run.warnings:
-        bad.append(f"Warnings in the log: {sum(count for _, count in run.warnings)}, below.")
-    return good, bad
-
-
-def _below(values: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Values by what follows a prefix of their names."""
-    return {n.removeprefix(prefix): y for n, y in values.items() if n.startswith(prefix)}
-
-
-def _compare_with_chance(
-    last: Mapping[str, float], choices: int, good: list[str], bad: list[str]
-) -> None:
-    """Judges accuracies and losses by what guessing among so many keys would give."""
-    for family, title in FAMILY_TITLES.items():
-        if stages := _below(last, f"top1/{family}_"):
-            top1 = stages[max(stages)]
-            text = f"Top-1 of {title} at {max(stages)}: {100 * top1:.1f} %, "
-            text += f"chance is {100 / choices:.2g} % (median of the last 5 values)."
-            (good if top1 > 2 / choices else bad).append(text)
-    losses = _below(last, "info_nce/")
-    if high := ", ".join(sorted(name for name in losses if losses[name] >= math.log(choices))):
-        bad.append(f"Losses at chance, log(K+1), or above: {high}. Early in a run that is usual.")

@@ -23,7 +23,7 @@ def read_arrays(content: bytes) -> Any:
         raise ValueError("it is neither a torch file nor a whole pickle") from error
 
 
-# What pickles of arrays ask for, and the methods of _ArrayMaker that stand for it.
+# What pickles of arrays ask for, and the methods of _ArrayUnpickler that stand for it.
 KNOWN = {
     "numpy.ndarray": "",  # only ever named
     "numpy.dtype": "dtype",
@@ -44,7 +44,7 @@ class _ArrayUnpickler(_PythonUnpickler):
     """Makes text, numbers, containers, and arrays of numbers (Detectron2's and MoCo's .pkl files).
 
     numpy's own functions trust the pickle: with a forged dtype they take bytes for pointers. So
-    others stand for them here; methods, since a pickle can set attributes of functions and classes.
+    others stand for them here: methods, since a pickle can set attributes of functions and classes.
     Python's unpickler in Python, since that in C makes room for as much as a pickle announces.
     """
 
@@ -52,32 +52,22 @@ class _ArrayUnpickler(_PythonUnpickler):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")  # as Python 2 wrote its bytes
-        # twice, since old protocols make bytes of text, and arrays of these
-        self._maker = _ArrayMaker(2 * len(content))
+        # Bytes that may be made in all, since a pickle can use one part of it many times. Twice its
+        # own, since old protocols make bytes of text, and arrays of these.
+        self._left = 2 * len(content)
 
     def find_class(self, module: str, name: str) -> Any:
         asked = f"{module}.{name}"
         method = KNOWN.get(asked.replace("numpy._core.", "numpy.core."))
         if method is None:
             raise ValueError(asks_for(asked))
-        return getattr(self._maker, method) if method else None
+        return getattr(self, method) if method else None
 
     def load_bytearray8(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(size)))  # Python's makes it first, and then reads
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-
-
-class _ArrayMaker:
-    """The functions that a pickle of arrays may call."""
-
-    def __init__(self, limit: int) -> None:
-        """
-        Args:
-            limit: bytes that may be made in all; a pickle can use one part of it many times.
-        """
-        self._left = limit
 
     def _spend(self, size: int) -> None:
         self._left -= size
@@ -139,7 +129,7 @@ class _NumberType:
 class _Array(np.ndarray):
     """An array that a pickle makes empty, and then fills, once."""
 
-    maker: _ArrayMaker | None = None
+    maker: _ArrayUnpickler | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, content = state

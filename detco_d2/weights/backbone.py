@@ -47,10 +47,7 @@ class Backbone:
 
 
 def read_backbone(path: str) -> Backbone:
-    """Read the backbone of a weight file.
-
-    Args:
-        path: of a file, also of one that Detectron2 downloads (`detectron2://...`).
+    """Read the backbone of a weight file, also of one that Detectron2 downloads.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
@@ -70,12 +67,7 @@ def read_backbone(path: str) -> Backbone:
 def find_backbone(
     tensors: dict[str, torch.Tensor], data: dict[str, Any], path: str
 ) -> Backbone | None:
-    """The backbone in a weight file that is read; None: none of a known layout.
-
-    Args:
-        tensors: of the file, see :func:`tensors_of`.
-        data: the file's contents, which say of what settings and by whom the weights are.
-        path: of the file.
+    """The backbone in a weight file's tensors and other data; None: none of a known layout.
 
     Raises:
         ValueError: what stands where the file's settings do is none.
@@ -96,10 +88,7 @@ def find_backbone(
 def place_backbone(
     backbone: Backbone, model_state: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Name a backbone's tensors as a model does.
-
-    Returns:
-        tensors under the model's names, one for each tensor of the model's backbone.
+    """The tensors under the names of a model, one for each tensor of the model's backbone.
 
     Raises:
         ValueError: a tensor of the model's backbone is missing, or of another shape, or the weights

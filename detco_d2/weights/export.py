@@ -10,7 +10,7 @@ import torch
 from ..files import replacing
 from .backbone import AUTHOR
 from .input_spec import SPEC_KEY, TORCHVISION_SPEC, differing
-from .names import detectron2_to_torchvision
+from .names import TO_TORCHVISION
 
 _SUFFIXES = (".pth", ".pkl", ".safetensors")
 
@@ -92,12 +92,9 @@ def to_torchvision(
             f"The weights were trained with {seen}, and the models of torchvision and timm have "
             f"{wanted}: their features would differ. Names of Detectron2 keep the settings."
         )
-    strange = [name for name in tensors if detectron2_to_torchvision(name) is None]
+    strange = [name for name in tensors if name not in TO_TORCHVISION]
     if strange:
         raise ValueError(f"torchvision's ResNets have nothing like {strange[:5]}.")
-    result = {str(detectron2_to_torchvision(name)): tensor for name, tensor in tensors.items()}
-    for name in list(result):
-        if name.endswith("running_var"):
-            counter = name.replace("running_var", "num_batches_tracked")
-            result[counter] = torch.tensor(0)
-    return result
+    result = {TO_TORCHVISION[name]: tensor for name, tensor in tensors.items()}
+    norms = [name.removesuffix("running_var") for name in result if name.endswith("running_var")]
+    return result | {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}

@@ -18,12 +18,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 
 class FrozenBackbone(nn.Module):
-    """A ResNet in evaluation mode, with the input settings that its weights were trained with.
-
-    Attributes:
-        channels: of each stage, by name.
-        source: what its weights are, in words.
-    """
+    """A ResNet that stays in evaluation mode, with the input settings of its weights."""
 
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
@@ -32,8 +27,8 @@ class FrozenBackbone(nn.Module):
         """
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
-            spec: its input settings, see :mod:`detco_d2.weights.input_spec`.
-            source: as the attribute.
+            spec: its input settings by config key.
+            source: what its weights are, in words.
         """
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
@@ -45,18 +40,12 @@ class FrozenBackbone(nn.Module):
             self.register_buffer(name, value.view(-1, 1, 1), persistent=False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "FrozenBackbone":  # stays in evaluation mode
+    def train(self, mode: bool = True) -> "FrozenBackbone":
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            images: RGB, 0..255, of shape (N, 3, H, W) and any number type.
-
-        Returns:
-            the feature map of each stage, of shape (N, C, H / stride, W / stride).
-        """
+        """Feature maps by stage, of RGB images (0..255, any number type) of shape (N, 3, H, W)."""
         weight = next(self.backbone.parameters())
         images = images.to(weight.device, weight.dtype)
         if self.is_bgr:
@@ -99,13 +88,10 @@ def _unfilled(backbone: Backbone, stages: Iterable[str] = STAGES) -> Any:
 
 
 def check_complete(backbone: Backbone) -> str:
-    """Compare a backbone's tensors with those of the ResNet of its depth and width.
-
-    Returns:
-        the load report, see :func:`load_report`.
+    """The load report of a backbone against the ResNet of its depth and width.
 
     Raises:
-        ValueError: a tensor holds NaN; or see :func:`shape_of` and :func:`place_backbone`.
+        ValueError: a tensor is missing or holds NaN, or this is no ResNet.
     """
     found = backbone.tensors
     refuse_nonfinite(found, backbone)
@@ -121,15 +107,10 @@ def check_complete(backbone: Backbone) -> str:
 
 
 def frozen_backbone(path: str, stages: Iterable[str] = STAGES) -> FrozenBackbone:
-    """The ResNet or ResNeXt of a weight file.
-
-    Args:
-        path: a file of any layout that :func:`read_backbone` knows.
-        stages: whose outputs to give.
+    """The ResNet or ResNeXt of a weight file of any layout that :func:`read_backbone` knows.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_backbone`, :func:`shape_of` and
-            :func:`place_backbone`.
+        FileNotFoundError, ValueError: no such file, no whole backbone, or none of a ResNet.
     """
     backbone = read_backbone(path)
     frozen = FrozenBackbone(_unfilled(backbone, stages), backbone.spec, backbone.source)

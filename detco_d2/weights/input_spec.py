@@ -29,9 +29,7 @@ TORCHVISION_SPEC: dict[str, Any] = {
 def spec_of(data: dict[str, Any], names: Iterable[str]) -> dict[str, Any] | None:
     """The input settings, by config key, that a weight file says; None: it does not say.
 
-    Args:
-        data: the contents of the file.
-        names: of its tensors; those of Caffe2 say that they were trained as MSRA's.
+    The names of Caffe2's tensors say that they were trained as MSRA's.
 
     Raises:
         ValueError: other things stand in the place of settings.
@@ -77,12 +75,12 @@ class InputSpec:
         """
         wrong = differing(state, self.settings)
         if wrong:
-            lines = [
+            seen = [
                 f"  {k}: {v!r} in the weights, {self.settings[k]!r} here" for k, v in wrong.items()
             ]
             raise ValueError(
                 "The config reads images otherwise than these weights were trained:\n"
-                + "\n".join(lines)
+                + "\n".join(seen)
                 + "\nTrain with the weights' settings, by adding: "
                 + _pairs_that_change(wrong, state, self.settings)
             )

@@ -37,25 +37,14 @@ def _modules() -> Iterator[tuple[str, str]]:
             yield f"{theirs}.downsample.1", f"{ours}.shortcut.norm"
 
 
-_TO_DETECTRON2 = {
+# Detectron2's names by torchvision's (and timm's, MoCo's, ...). What has no place in Detectron2's
+# ResNet is not in it: fc, MLP, counters, parts of other networks.
+TO_DETECTRON2 = {
     f"{theirs}.{tensor}": f"{ours}.{tensor}"
     for theirs, ours in _modules()
     for tensor in ("weight", "bias", "running_mean", "running_var")
 }
-_TO_TORCHVISION = {ours: theirs for theirs, ours in _TO_DETECTRON2.items()}
-
-
-def torchvision_to_detectron2(name: str) -> str | None:
-    """Detectron2's name of a ResNet tensor of torchvision (and timm, MoCo, ...).
-
-    None for what has no place in Detectron2's ResNet: fc, MLP, counters, parts of other networks.
-    """
-    return _TO_DETECTRON2.get(name)
-
-
-def detectron2_to_torchvision(name: str) -> str | None:
-    """torchvision's (and timm's) name of a tensor of Detectron2's ResNet; None if it has none."""
-    return _TO_TORCHVISION.get(name)
+TO_TORCHVISION = {ours: theirs for theirs, ours in TO_DETECTRON2.items()}
 
 
 def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:

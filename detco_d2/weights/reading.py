@@ -27,10 +27,8 @@ def read_weight_file(path: str) -> dict[str, Any]:
     of any size), nor a dict key of tuples in tuples, which Python can take any time to hash.
 
     Raises:
-        FileNotFoundError: no such file.
-        OSError: a folder, or a file that may not be read.
-        ValueError: not a weight file, or one that asks for something else than weights, which is
-            named.
+        OSError: no such file, a folder, or a file that may not be read.
+        ValueError: no weight file, or one that asks for other things than weights; names them.
         ImportError: a file of safetensors, and no library of that name.
     """
     file = Path(path)

@@ -22,8 +22,7 @@ def load_report(
     """A table with a line a part (stem, res2, ...), what is missing and what is left over.
 
     Args:
-        found: tensors by name, only their shapes are looked at.
-        wanted: those of the model that they should fill, likewise.
+        found, wanted: tensors by name, of the file and of the model.
         unused: how many tensors of the file were not taken, by the beginning of their names.
     """
     wrong = misfits(found, wanted)

@@ -74,11 +74,9 @@ def newest_intact(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def remove_checkpoints(folder: str | os.PathLike[str], keep: int) -> None:
-    """Remove all but the newest few, and what a killed process left half-written.
+    """Remove all but the newest `keep`, and what a killed process left half-written.
 
-    Args:
-        folder: of the run.
-        keep: how many stay; `model_final.pth` is not counted and stays too, unless this is 0.
+    `model_final.pth` is not counted and stays too, unless `keep` is 0.
     """
     root = Path(folder)
     files = _newest_first(root)
@@ -102,10 +100,7 @@ class DurableCheckpointer(Checkpointer):
     """
 
     def __init__(self, *args: Any, keep: int | None = None, **kwargs: Any) -> None:
-        """
-        Args:
-            keep: remove all but so many periodic checkpoints after each save; None: none.
-        """
+        """Keep so many periodic checkpoints after each save; None: all."""
         super().__init__(*args, **kwargs)
         self.keep = keep
         self._is_resume = False
@@ -151,8 +146,7 @@ class DurableCheckpointer(Checkpointer):
         """As fvcore's, but a resume takes everything over, or is an error.
 
         Raises:
-            FileNotFoundError: see :meth:`get_checkpoint_file`.
-            ValueError: the checkpoint is of another model.
+            FileNotFoundError, ValueError: nothing to resume from, or a checkpoint of another model.
         """
         if not resume:
             return self.load(path, checkpointables=[])

@@ -11,8 +11,8 @@ from .names import (
     C4_RES5,
     PARTS,
     PRETRAINING_PREFIX,
+    TO_DETECTRON2,
     TORCHVISION_PARTS,
-    torchvision_to_detectron2,
 )
 
 # Where a file has several encoders: which are momentum copies, and which are surely not.
@@ -38,7 +38,7 @@ def _of_torchvision(name: str) -> str | None:
     """Parts of a variant that Detectron2 has no name for keep theirs, and are refused by it."""
     if name.partition(".")[0] not in TORCHVISION_PARTS:
         return None
-    return torchvision_to_detectron2(name) or name
+    return TO_DETECTRON2.get(name, name)
 
 
 def _of_sequential(name: str) -> str | None:

@@ -26,11 +26,17 @@ def test_training_ids_are_those_of_cityscapesscripts(standard_data, split, tmp_p
     assert seen == {*range(19), 255}
 
 
-def test_training_ids_are_made_once_and_every_id_has_one(tmp_path):
+@pytest.fixture
+def city(tmp_path):
+    """A folder of one image, whose pixels have every id."""
     city = tmp_path / "aachen"
     city.mkdir()
     ids = np.arange(34, dtype=np.uint8)[None]
     Image.fromarray(ids).save(city / "aachen_000000_000019_gtFine_labelIds.png")
+    return city
+
+
+def test_training_ids_are_made_once_and_every_id_has_one(city, tmp_path):
     assert make_train_id_files(str(tmp_path)) == 1
     target = city / "aachen_000000_000019_gtFine_labelTrainIds.png"
     made = np.asarray(Image.open(target))
@@ -40,11 +46,7 @@ def test_training_ids_are_made_once_and_every_id_has_one(tmp_path):
     assert len(os.listdir(city)) == 2  # nothing half-written is left
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    city = tmp_path / "aachen"
-    city.mkdir()
-    Image.new("L", (4, 4)).save(city / "aachen_000000_000019_gtFine_labelIds.png")
-
+def test_a_folder_that_cannot_be_written_is_named(city, tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 

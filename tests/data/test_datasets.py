@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from detco_d2.data.datasets import (
     load_images,
     prepare_datasets,
     register_by_name,
-    register_coco_subset,
-    register_voc_folder,
     seeded_subset,
 )
 from detco_d2.data.synthetic import register_scenes
@@ -75,19 +72,6 @@ def test_subsets_follow_from_the_seed_alone():
     assert seeded_subset(items, 500, 0) == items
 
 
-def test_a_coco_subset_keeps_its_images_annotations_and_reads_its_newest_file(tmp_path, scenes):
-    name = register_scenes(scenes, "train")
-    whole = {d["file_name"]: d["annotations"] for d in DatasetCatalog.get(name)}
-    found = []
-    for folder in ("first", "second"):
-        subset = register_coco_subset(name, 5, 7, str(tmp_path / folder))
-        found.append(DatasetCatalog.get(subset))
-        assert MetadataCatalog.get(subset).json_file == f"{tmp_path}/{folder}/{subset}.json"
-        shutil.rmtree(tmp_path / folder)
-    assert found[0] == found[1] and len(found[0]) == 5
-    assert all(len(d["annotations"]) == len(whole[d["file_name"]]) for d in found[0])
-
-
 def test_a_voc_folder_brings_its_own_classes(tmp_path):
     for i, label in enumerate(("cat", "ant", "cat", "cat")):
         save_image(tmp_path / "JPEGImages" / f"{i}.jpg")
@@ -101,12 +85,13 @@ def test_a_voc_folder_brings_its_own_classes(tmp_path):
     listing = tmp_path / "ImageSets" / "Main" / "train.txt"
     listing.parent.mkdir(parents=True)
     listing.write_text("0\n1\n2\n3\n")
-    half = register_voc_folder(str(tmp_path), "train", fraction=0.5)
+    half = f"voc_train_0.5_seed0@{tmp_path}"
+    register_by_name([half])
     assert MetadataCatalog.get(half).thing_classes == ["ant", "cat"]
     assert MetadataCatalog.get(half).evaluator_type == "pascal_voc"
     assert len(DatasetCatalog.get(half)) == 2
     with pytest.raises(FileNotFoundError, match="VOC's layout"):
-        register_voc_folder(str(tmp_path), "val")
+        register_by_name([f"voc_val_0.5_seed0@{tmp_path}"])
 
 
 def test_a_voc_folder_and_scenes_are_known_by_their_names(tmp_path, layouts):

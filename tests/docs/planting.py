@@ -14,7 +14,7 @@ import torch
 from detco_d2.data.cityscapes import make_train_id_files
 from detco_d2.data.synthetic import write_scenes
 from detco_d2.weights.backbone import read_backbone
-from detco_d2.weights.names import detectron2_to_torchvision
+from detco_d2.weights.names import TO_TORCHVISION
 
 from ..conftest import ROOT
 from ..layouts import write_cityscapes, write_coco, write_voc
@@ -42,7 +42,7 @@ def _plant_weights(root: Path) -> None:
     """The same backbone under MSRA's and under MoCo's names."""
     backbone = read_backbone(str(root / "output/mine/model_final.pth")).tensors
     write_caffe2(backbone, root / "R-50.pkl")
-    names = {name: detectron2_to_torchvision(name) for name in backbone}
+    names = {name: TO_TORCHVISION.get(name) for name in backbone}
     moco = {f"module.encoder_q.{names[name]}": tensor for name, tensor in backbone.items()}
     for name in ("moco_v2_200ep.pth.tar", "moco_v2_800ep.pth.tar", "epoch_200.pth"):
         torch.save({"state_dict": moco, "arch": "resnet18"}, root / name)

@@ -1,7 +1,10 @@
 """The tables of the paper's figures in docs/MODEL_ZOO.md: `python -m tests.docs.published`."""
 
-from detco_d2.reports.tables import KIND_TITLES, read_published
+import csv
+from pathlib import Path
 
+FILE = Path(__file__).with_name("published.csv")
+KIND_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint", "sem_seg": "semantic"}
 # (title, columns (heading, task), kinds)
 LOW = ("1", "2", "5", "10")
 LENGTHS = ("12k", "1x", "2x")
@@ -38,6 +41,16 @@ TABLES = [
         ],
     ),
 ]
+
+
+def read_published() -> dict:
+    """The paper's figures: {task: {method: {kind: [percent for each metric known]}}}."""
+    figures = {}
+    with open(FILE, newline="") as file:
+        for row in csv.DictReader(file):
+            kinds = figures.setdefault(row["task"], {}).setdefault(row["method"], {})
+            kinds[row["kind"]] = [float(value) for value in row["percent"].split("/")]
+    return figures
 
 
 def published_tables() -> str:

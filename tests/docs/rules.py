@@ -93,7 +93,7 @@ def _benchmark(words: list[str]) -> list[str]:
         shutil.copytree(Path(os.environ["PLANTED"], "few_scenes"), scenes, dirs_exist_ok=True)
     if "--shard" in words:
         words[words.index("--shard") + 1] = "0/9999"
-    elif "--report" not in words:
+    else:
         words += ["--shard", "0/9999"]
     backbone = C4 if suite == "paper" else R18  # whose first cell is a C4 at random
     return [*words, "--opts", *opts, *_strings(TRAIN + backbone)]
@@ -118,8 +118,6 @@ def scaled(script: str, words: list[str]) -> list[str]:
     if script == "tools/probe.py":
         few = ["--size", "48", "--stages", "res5", "--max-images", "40", "--workers", "0"]
         return [*words, *few]
-    if script == "tools/visualize.py":
-        return [*words, "--size", "64", "--limit", "8"]
     if Path(ROOT, script).is_file():  # runs as it stands, on few and small images
         return words
     sys.exit(f"no rule for python {script}")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import AugInput
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils.env import seed_all_rng
 
-from detco_d2.data.datasets import register_coco_subset
+from detco_d2.data.datasets import seeded_subset
 from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer, build_mapper, evaluate
@@ -89,6 +90,21 @@ def train_and_evaluate(config, weights, train_set, test_set, output, *settings):
     return train(config, output, "MODEL.WEIGHTS", weights, *data, *settings)
 
 
+def register_coco_subset(name, count, folder):
+    """Register some images of a COCO data set, whose annotation file is written to the folder."""
+    metadata = MetadataCatalog.get(name)
+    with open(metadata.json_file) as file:
+        content = json.load(file)
+    content["images"] = seeded_subset(content["images"], count, 0)
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    subset = f"{name}_subset_of_{folder.name}"
+    file = folder / f"{subset}.json"
+    file.write_text(json.dumps(content))
+    register_coco_instances(subset, {}, str(file), metadata.image_root)
+    return subset
+
+
 @pytest.mark.parametrize("config", DETECTORS)
 def test_the_three_detectors_train_and_evaluate_on_real_images(
     real_data, pretrained_50, tmp_path, config
@@ -96,8 +112,8 @@ def test_the_three_detectors_train_and_evaluate_on_real_images(
     for split in ("train", "val"):  # at import Detectron2 may have seen another data folder
         metadata = MetadataCatalog.get(f"coco_2017_{split}")
         assert os.path.isfile(metadata.json_file), metadata.json_file
-    train_set = register_coco_subset("coco_2017_train", 8, 0, str(tmp_path))
-    test_set = register_coco_subset("coco_2017_val", 4, 0, str(tmp_path))
+    train_set = register_coco_subset("coco_2017_train", 8, tmp_path)
+    test_set = register_coco_subset("coco_2017_val", 4, tmp_path)
     _, results = train_and_evaluate(config, pretrained_50, train_set, test_set, tmp_path / "out")
     assert 0 <= results["bbox"]["AP"] <= 100
     if "mask" in config:

@@ -8,9 +8,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from detco_d2.engine.step import PretrainStep
 
@@ -34,6 +36,22 @@ def fuzz(factor: float = 1) -> settings:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+noise = st.binary(max_size=8)
+
+
+def mutations(content: Any, added: st.SearchStrategy) -> st.SearchStrategy:
+    """A file with a few pieces taken out (of 8 bytes, or to its end), and others put in."""
+    edit = st.tuples(st.integers(0, len(content)), st.integers(0, 8) | st.just(len(content)), added)
+
+    def apply(edits: list[tuple[int, int, Any]]) -> Any:
+        result = content
+        for start, removed, added in edits:
+            result = result[:start] + added + result[start + removed :]
+        return result
+
+    return st.lists(edit, min_size=1, max_size=4).map(apply)
 
 
 def command(

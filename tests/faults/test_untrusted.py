@@ -32,7 +32,7 @@ from detco_d2.weights.input_spec import TORCHVISION_SPEC, InputSpec
 from detco_d2.weights.reading import read_weight_file, tensors_of
 
 from ..conftest import ROOT, tiny_config
-from .harness import fuzz
+from .harness import fuzz, mutations, noise
 
 
 class Call:
@@ -311,26 +311,12 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-noise = st.binary(max_size=8)
 typing = st.text(string.printable, max_size=8)  # what a keyboard can do
 
 
 @pytest.fixture(scope="module")
 def spec():
     return InputSpec(tiny_config())
-
-
-def mutations(content, added):
-    """A file with a few pieces of at most 8 bytes taken out, and others put in."""
-    edit = st.tuples(st.integers(0, len(content)), st.integers(0, 8), added)
-
-    def apply(edits):
-        result = content
-        for start, removed, added in edits:
-            result = result[:start] + added + result[start + removed :]
-        return result
-
-    return st.lists(edit, min_size=1, max_size=4).map(apply)
 
 
 def small_weights():

@@ -58,8 +58,5 @@ def test_unreadable_images_are_left_out_and_counted(caplog):
         features, numbers = extract(random_backbone(18), Pictures(6, {0, 1, 4}), batch_size=2)
     assert numbers.tolist() == [2, 3, 5] and len(features["average", "res2"]) == 3
     assert "3 of 6 images cannot be read" in caplog.text
-
-
-def test_without_a_readable_image_there_are_no_features():
     with pytest.raises(ValueError, match="None of 2 images can be read"):
         extract(random_backbone(18), Pictures(2, {0, 1}))

@@ -16,7 +16,7 @@ def draw(lines, guides=None):
     return ElementTree.fromstring(line_chart(lines, guides or {}))
 
 
-def path_of(chart, colour="#0072b2") -> str:
+def path_of(chart, colour="#006ba4") -> str:
     """What is drawn of the line of a colour within the axes."""
     paths = [p for p in chart.iter(f"{SVG}path") if "clip-path" in p.attrib]
     (path,) = [p for p in paths if colour in p.attrib["style"]]
@@ -45,7 +45,7 @@ def test_what_is_no_number_is_a_gap_and_a_lone_point_a_dot():
     chart = draw({"a": points})
     path = path_of(chart)
     assert path.count("M") == 3 and path.count("L") == 2 and "nan" not in path
-    dots = [dot for dot in chart.iter(f"{SVG}use") if "#0072b2" in dot.attrib["style"]]
+    dots = [dot for dot in chart.iter(f"{SVG}use") if "#006ba4" in dot.attrib["style"]]
     assert len(dots) == 2  # the second is the legend's
 
 

@@ -46,10 +46,6 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
     def handle_endtag(self, tag):
         assert self.open and self.open[-1] == tag, (tag, self.open)
         self.open.pop()
@@ -78,9 +74,7 @@ def check_self_contained(text: str) -> Page:
         assert not name.startswith("on"), (tag, name)
         assert name not in ("style", "srcset", "action", "background"), (tag, name)
         if name in ("src", "href"):
-            assert re.match(r"data:image/(jpeg|svg\+xml);base64,[\w+/=]+$|#[\w-]+$", value), value[
-                :80
-            ]
+            assert re.match(r"data:image/(jpeg|svg\+xml);base64,[\w+/=]+$|#[\w-]+$", value)
     assert "url(" not in text and "@import" not in text
     policy = [v for tag, name, v in parsed.attributes if tag == "meta" and name == "content"]
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in policy
@@ -119,7 +113,6 @@ def write_everything(folder: Path) -> Run:
         curves[f"knn/{stage}"] = [(59, 40.0)]
         curves[f"alignment/gg_{stage}"] = curves[f"top5/gg_{stage}"] = [(59, 0.5)]
         curves[f"uniformity/global_{stage}"] = [(59, -2.0)]
-    curves["queue/filled"] = [(59, 1.0)]
     for name in ("views/iteration_0000000.png", "pictures/pca.png"):
         (folder / name).parent.mkdir()
         Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save(folder / name)
@@ -140,10 +133,10 @@ def write_everything(folder: Path) -> Run:
         content = {"summary": {f"{name}/x": row}, "command": f"run {name}"}
         (folder / name / "results.json").write_text(json.dumps(content))
     shutil.copy(folder / "pictures/pca.png", folder / "benchmark/detections.png")
-    changed = {"SOLVER.MAX_ITER": (90000, 400)}
+    changed = {"SOLVER.MAX_ITER": {"value": "400", "default": "90000"}}
     transfer = [folder / "benchmark", folder / "more"]
     (folder / "model_final.pth").touch()
-    return Run(folder, curves, ("SOLVER: whole", CONFIG), changed, [("disk", 2)], transfer, "made")
+    return Run(folder, curves, ("SOLVER: whole", CONFIG), changed, [("disk", 2)], transfer)
 
 
 def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
@@ -151,22 +144,23 @@ def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
     parsed = check_self_contained(page(write_everything(tmp_path)))
     for text in (
         "60 of 400 iterations: finished",
-        "about 2 min of training, on cpu",
+        "about 2 min of training",
         "Warnings in the log: 2 2 x disk",
-        "crops of coco, 70 + 30 images, % weights knn res5 (top-1)",
-        "detco 41.2 random 20.0 chance 12.5",
+        "crops of coco, 70 + 30 images, % knn res5 (top-1)",
+        "chance 12.5 detco 41.2 random 20.0",
         "probe --detco probe --random",
-        "benchmark/x, % initialisation bbox/AP a 10.0 ± 1.0 b 15.0 ± 0.5 ( +5.0 )",
+        "benchmark/x, % runs bbox/AP a 5 10.0 ± 1.0 b 5 15.0 ± 0.5 ( +5.0 )",
         "run benchmark run more",
-        "key value default SOLVER.MAX_ITER 400 90000 The whole config SOLVER: whole",
-        "torch 2.14.1",
-        "python pretrain_net.py --resume 2 processes, cpu",
+        "key that differs value default SOLVER.MAX_ITER 400 90000 The whole config SOLVER: whole",
+        '"torch": "2.14.1"',
+        '"command": "python pretrain_net.py --resume"',
     ):
         assert text in " ".join(parsed.text.split()), text
     assert "Not there" not in parsed.text
+    assert parsed.ids[:3] == ["results", "summary", "curves"]  # it opens with the answer
     alts = parsed.alts
     charts = [alt for alt in alts if "over iterations" in alt]
-    assert len(charts) == 3 + 3 + 1 + 2 + 1 + 1 + 1 + 2 + 2
+    assert len(charts) == 3 + 3 + 1 + 2 + 1 + 1 + 1 + 2
     assert "global-global over iterations: res2 from 4.81 to 4.41" in charts[0]
     assert charts[0].endswith("chance, log(K+1) 5.55")
     assert [alt for alt in alts if alt not in charts] == [
@@ -176,19 +170,12 @@ def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
     ]
 
 
-def test_the_page_opens_with_the_answer(tmp_path):
-    parsed = check_self_contained(page(write_everything(tmp_path)))
-    assert parsed.ids[:5] == ["results", "summary", "curves", "views", "features"]
-    first = parsed.text.index("benchmark/x, %")
-    assert first < parsed.text.index("detections") < parsed.text.index("global-global")
-
-
 def test_of_what_is_not_there_the_command_that_makes_it_is_named(tmp_path):
     folder = tmp_path / "my run"
     folder.mkdir()
     parsed = check_self_contained(page(Run(folder, detco_curves(), ("", CONFIG))))
     assert "60 of 400 iterations: not finished" in parsed.text and parsed.ids[0] == "summary"
-    assert parsed.text.count("Not there; made by") == 6
+    assert parsed.text.count("Not there; made by") == 5
     for command in ("pretrain_net.py", "visualize.py all", "tools/probe.py", "tools/benchmark.py"):
         assert command in parsed.text
     assert f"'{folder}/model_final.pth'" in parsed.text  # as a shell wants it
@@ -204,20 +191,12 @@ def test_a_run_of_moco_v2_has_its_one_family(tmp_path):
 def test_a_run_of_fine_tuning_has_its_losses_and_results(tmp_path):
     curves = {name: [(19, 1.0), (39, 0.5)] for name in ("total_loss", "loss_cls", "loss_box_reg")}
     curves |= {"bbox/AP": [(39, 12.5)], "bbox/AP50": [(39, 30.0)], "lr": [(19, 0.1), (39, 0.1)]}
-    (tmp_path / "results.json").write_text('{"bbox": {"AP": 12.5, "AP50": 30.0, "AP75": NaN}}')
     config = {**CONFIG, "MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}
     parsed = check_self_contained(page(Run(tmp_path, curves, ("", config))))
     (alt,) = [alt for alt in parsed.alts if alt.startswith("other losses")]
     assert "loss_box_reg from 1 to 0.5" in alt
-    assert "GeneralizedRCNN" in parsed.text and "Nothing looks wrong" in parsed.text
-    assert "12.5" in parsed.text and parsed.text.count("of this run, %") == 1
-
-
-def test_values_that_are_no_numbers_are_drawn_as_gaps_and_said(tmp_path):
-    curves = detco_curves()
-    curves["info_nce/gg_res5"] = [(0, 5.0), (1, math.nan), (2, math.inf), (3, 4.0)]
-    parsed = check_self_contained(page(Run(tmp_path, curves, ("", CONFIG))))
-    assert "Values that are no finite numbers, in info_nce/gg_res5." in parsed.text
+    assert "GeneralizedRCNN" in parsed.text and "There is no warning in the log" in parsed.text
+    assert any("AP from 12.5 to 12.5, AP50 from 30 to 30" in alt for alt in parsed.alts)
 
 
 EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&\ud800\x00"
@@ -230,6 +209,7 @@ def test_no_file_can_bring_in_markup(tmp_path):
     row = {"mean": 1.0, "std": None, "n": 1}
     probe = {"weights": evil, "data": evil, "num_train": evil, "command": evil}
     probe["results"] = [{"probe": evil, "stage": evil, "metric": evil, "value": 1.0}]
+    probe |= {"num_test": evil, "chance": {evil: 1.0}}
     summary = {evil: {evil: {evil: row}}}
     start = {"command": evil, "time": evil, "processes": evil, "device": evil}
     start["versions"] = {evil: evil}
@@ -241,8 +221,8 @@ def test_no_file_can_bring_in_markup(tmp_path):
     (tmp_path / "pictures" / "pca.png").rename(tmp_path / "pictures" / name)
     (tmp_path / "pictures" / "<svg onload=x>.png").write_text("<svg onload='alert(1)'></svg>")
     run.config = (evil, dict.fromkeys(CONFIG, evil))
-    run.changed = {evil: (evil, [evil])}
-    run.warnings, run.command = [(evil, 1)], evil
+    run.changed = {evil: {"value": evil, "default": evil}}
+    run.warnings = [(evil, 1)]
     run.curves[f"knn/{evil}"] = run.curves[f"top1/gg_{evil}"] = [(0, 1.0)]
     run.curves["loss_<b>"] = [(0, math.nan)]
     parsed = check_self_contained(page(run))

@@ -2,20 +2,11 @@
 
 import json
 import math
-import re
 
 import pytest
 
 from detco_d2.config_files import flatten
-from detco_d2.reports.run_folder import (
-    Run,
-    health,
-    latest,
-    read_config,
-    read_json,
-    read_scalars,
-    read_warnings,
-)
+from detco_d2.reports.run_folder import read_config, read_json, read_scalars, read_warnings
 
 
 def test_of_an_iteration_that_was_written_twice_the_later_line_stands(tmp_path):
@@ -72,35 +63,3 @@ def test_json_that_cannot_be_read_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     assert read_json(tmp_path / "a.json") is None
-
-
-def test_the_latest_value_is_a_median_and_nan_where_one_is():
-    assert latest([(i, y) for i, y in enumerate([9.0, 9.0, 1.0, 3.0, 2.0, 100.0, 2.0])]) == 2.0
-    assert math.isnan(latest([(0, 1.0), (1, math.nan)]))
-
-
-def run(tmp_path, **last) -> Run:
-    values = {"info_nce/gg_res5": 3.0, "top1/gg_res5": 0.5, "spread/global_res5": 0.9, **last}
-    curves = {name.replace("__", "/"): [(19, value)] for name, value in values.items()}
-    return Run(tmp_path, curves, ("", {"MODEL.DETCO.QUEUE_LENGTH": 255}))
-
-
-def test_a_healthy_run_has_nothing_against_it(tmp_path):
-    good, bad = health(run(tmp_path))
-    assert bad == [] and "global-global at res5: 50.0 %, chance is 0.39 %" in good[0]
-
-
-@pytest.mark.parametrize(
-    "scalars, sign",
-    [
-        ({"info_nce/gg_res5": math.nan}, "no finite numbers, in info_nce/gg_res5"),
-        ({"info_nce/gg_res5": math.log(256)}, "at chance, log.K.1., or above: gg_res5"),
-        ({"top1/gg_res5": 1 / 256}, "Top-1 of global-global at res5: 0.4 %"),
-        ({"spread/global_res5": 0.02}, "0.02, global_res5: collapsed"),
-        ({"data_time_share": 0.5}, "50 % of the time"),
-        ({"data/bad_images": 3.0}, "3 images could not be read"),
-    ],
-)
-def test_each_thing_that_is_wrong_is_said(tmp_path, scalars, sign):
-    _, bad = health(run(tmp_path, **scalars))
-    assert len(bad) == 1 and re.search(sign, bad[0])

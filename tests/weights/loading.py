@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detco_d2.config import apply_supervised_baseline
 from detco_d2.weights.checkpointer import BackboneCheckpointer
 from detco_d2.weights.input_spec import InputSpec
-from detco_d2.weights.names import torchvision_to_detectron2
+from detco_d2.weights.names import TO_DETECTRON2
 
 from ..conftest import load_config
 
@@ -27,6 +27,6 @@ def load_into(config, path, *settings):
 
 def detectron2(state):
     """A ResNet's state of torchvision under Detectron2's names."""
-    renamed = {torchvision_to_detectron2(name): tensor for name, tensor in state.items()}
+    renamed = {TO_DETECTRON2.get(name): tensor for name, tensor in state.items()}
     renamed.pop(None)
     return renamed

@@ -16,9 +16,9 @@ from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
 from detco_d2.weights.frozen import build_resnet, frozen_backbone
 from detco_d2.weights.input_spec import TORCHVISION_SPEC
 from detco_d2.weights.names import (
+    TO_DETECTRON2,
+    TO_TORCHVISION,
     describe_resnet,
-    detectron2_to_torchvision,
-    torchvision_to_detectron2,
 )
 
 from .loading import detectron2
@@ -95,10 +95,10 @@ def test_names_go_both_ways_and_stand_for_the_same_shapes_in_all_three(name):
     for model in models:
         state = model.state_dict()
         names = [n for n in state if "num_batches" not in n]
-        assert {torchvision_to_detectron2(n): state[n].shape for n in names} == ours
-        assert [detectron2_to_torchvision(torchvision_to_detectron2(n)) for n in names] == names
-    assert torchvision_to_detectron2("fc.weight") is None
-    assert detectron2_to_torchvision("fpn_lateral2.weight") is None
+        assert {TO_DETECTRON2[n]: state[n].shape for n in names} == ours
+        assert [TO_TORCHVISION[TO_DETECTRON2[n]] for n in names] == names
+    assert "fc.weight" not in TO_DETECTRON2
+    assert "fpn_lateral2.weight" not in TO_TORCHVISION
 
 
 @pytest.mark.parametrize("name", BY_COST)

@@ -3,25 +3,7 @@
 import pytest
 import torch
 
-from detco_d2.weights.names import backbone_slots, describe_resnet, torchvision_to_detectron2
-
-
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("conv1.weight", "stem.conv1.weight"),
-        ("bn1.running_var", "stem.conv1.norm.running_var"),
-        ("layer1.0.bn2.weight", "res2.0.conv2.norm.weight"),
-        ("layer2.0.downsample.0.weight", "res3.0.shortcut.weight"),
-        ("layer2.0.downsample.1.bias", "res3.0.shortcut.norm.bias"),
-        ("layer4.2.conv3.weight", "res5.2.conv3.weight"),
-        ("bn1.num_batches_tracked", None),
-        ("fc.weight", None),
-        ("fc.0.bias", None),
-    ],
-)
-def test_names_map_as_in_the_official_converter(name, expected):
-    assert torchvision_to_detectron2(name) == expected
+from detco_d2.weights.names import backbone_slots, describe_resnet
 
 
 def test_slots_leave_out_the_fpn_and_the_extra_norm():

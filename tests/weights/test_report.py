@@ -16,13 +16,6 @@ def rows(table):
     return {line.split()[0]: line.split()[1:] for line in table.splitlines()[1:5]}
 
 
-def test_everything_found_is_a_hundred_percent():
-    table = load_report(WANTED, WANTED, {})
-    assert rows(table)["res2"] == ["2", "2", "0", "0", "100.0", "%"]
-    assert rows(table)["all"] == ["4", "4", "0", "0", "100.0", "%"]
-    assert len(table.splitlines()) == 5
-
-
 def test_each_kind_of_difference_is_counted_and_named():
     found = {
         "stem.conv1.weight": torch.zeros(3),
@@ -40,3 +33,5 @@ def test_each_kind_of_difference_is_counted_and_named():
         "  no place for: res5.0.se.weight (1,)",
         "not of the backbone, left: fc.* (2)",
     ]
+    whole = load_report(WANTED, WANTED, {}).splitlines()
+    assert len(whole) == 5 and whole[4].split() == ["all", "4", "4", "0", "0", "100.0", "%"]
