@@ -13,11 +13,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_REMEDY = (
-    "Run `make demo` or `python tools/setup_env.py`, which install a tested combination, or see "
-    "docs/INSTALL.md."
-)
-
 
 def check_installation() -> None:
     """Import torch, torchvision and detectron2 once, and turn a failure into a remedy.
@@ -30,8 +25,11 @@ def check_installation() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # a wrong pair fails with RuntimeError, a missing one otherwise
-            text = f"detco_d2 needs {name}, which does not import: {error}. {_REMEDY}"
-            raise ImportError(text) from error
+            raise ImportError(
+                f"detco_d2 needs {name}, which does not import: {error}. Run `make demo` or "
+                "`python tools/setup_env.py`, which install a tested combination, or see "
+                "docs/INSTALL.md."
+            ) from error
 
 
 check_installation()
@@ -49,8 +47,8 @@ class _CityscapesAlias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     Since December 2024 (commit 4823082a) Detectron2's main imports the public package under a name
     that only its authors have, and can neither load nor evaluate Cityscapes. This is all that the
-    package patches of Detectron2: it imports nothing by itself, gives way to a real package of that
-    name, and does nothing on 0.5. Forked workers inherit it.
+    package patches of Detectron2: it imports nothing by itself, and does nothing on 0.5. Forked
+    workers inherit it.
     """
 
     def find_spec(
@@ -63,10 +61,7 @@ class _CityscapesAlias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(fullname, self) if is_alias else None
         if not f"{_ALIAS}.cityscapesscripts.".startswith(f"{fullname}."):
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
-        found = next((spec for spec in specs if spec), None)
-        return found or importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
         public = module.__name__.removeprefix(f"{_ALIAS}.")

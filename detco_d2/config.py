@@ -164,11 +164,7 @@ def apply_supervised_baseline(cfg: CfgNode) -> None:
     """Turn a transfer config into its supervised baseline, if MODEL.SUPERVISED_BASELINE is set.
 
     Sets the input of MSRA's weights, and MODEL.WEIGHTS to its ResNet-50 where that is empty. The
-    official C4 configs for COCO differ in one thing more: 1333 instead of 1200 pixels as the
-    largest training side.
-
-    Args:
-        cfg: merged, not frozen; changed in place.
+    official C4 configs for COCO have 1333 instead of 1200 pixels as the largest training side too.
     """
     if not cfg.MODEL.SUPERVISED_BASELINE:
         return

@@ -1,7 +1,7 @@
 """What the keys of a pretraining config may be."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -43,10 +43,6 @@ def _between(low: float, high: float) -> Rule:
     return lambda value: _is_number(value, low, high), f"between {low} and {high}"
 
 
-def _below_one() -> Rule:
-    return lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1"
-
-
 def _range(high: float, allowed: str) -> Rule:
     return (
         lambda pair: _are_numbers(pair, 2, 0, high) and 0 < pair[0] <= pair[1],
@@ -59,6 +55,7 @@ def _one_of(*values: str) -> Rule:
     return lambda value: value in values, f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
+_BELOW_ONE: Rule = (lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1")
 _RULES: dict[str, Rule] = {
     "MODEL.DETCO.STAGES": (
         lambda names: _are_names(names) and len(names) > 0,
@@ -105,14 +102,14 @@ _RULES: dict[str, Rule] = {
     "INPUT.DETCO.MAX_PIXELS": _at_least(1),
     "VIS_PERIOD": _at_least(0),
     "DATALOADER.NUM_WORKERS": _at_least(0),
-    "DATALOADER.MAX_BAD_FRACTION": _below_one(),
+    "DATALOADER.MAX_BAD_FRACTION": _BELOW_ONE,
     "SOLVER.IMS_PER_BATCH": _at_least(1),
     "SOLVER.ACCUMULATION_STEPS": _at_least(1),
     "SOLVER.MAX_EPOCHS": _at_least(0),
     "SOLVER.BASE_LR": _at_least(0),
     "SOLVER.LR_REFERENCE_BATCH": _at_least(0),
     "SOLVER.WEIGHT_DECAY": _at_least(0),
-    "SOLVER.MOMENTUM": _below_one(),
+    "SOLVER.MOMENTUM": _BELOW_ONE,
     "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
     "SOLVER.KEEP_CHECKPOINTS": _at_least(1),
     "SOLVER.MAX_FAILED_SAVES": _at_least(0),
@@ -131,47 +128,33 @@ def check_detco_config(cfg: CfgNode) -> None:
     Raises:
         ValueError: naming the key, the value seen and what is allowed.
     """
-    alone = ((key, lookup(cfg, key), rule) for key, rule in _RULES.items())
-    for rules in (alone, _rules_of_several_keys(cfg)):
-        for key, value, (is_possible, allowed) in rules:
-            if not is_possible(value):
-                raise ValueError(f"{key} is {value!r}; it must be {allowed}.")
-
-
-def _rules_of_several_keys(cfg: CfgNode) -> Iterator[tuple[str, Any, Rule]]:
-    node, views = cfg.MODEL.DETCO, cfg.INPUT.DETCO
+    for key, (is_possible, allowed) in _RULES.items():
+        value = lookup(cfg, key)
+        _demand(is_possible(value), key, value, allowed)
+    node, views, solver = cfg.MODEL.DETCO, cfg.INPUT.DETCO, cfg.SOLVER
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # another's stages are its own affair
         outputs = cfg.MODEL.RESNETS.OUT_FEATURES
-        rule: Rule = (
-            lambda names: _are_names(names) and set(names) <= set(_RESNET_STAGES),
-            f"some of {_RESNET_STAGES}",
-        )
-        yield "MODEL.RESNETS.OUT_FEATURES", outputs, rule
-        rule = (
-            lambda names: set(names) <= set(outputs),
-            f"some of MODEL.RESNETS.OUT_FEATURES {outputs}, which may be {_RESNET_STAGES}",
-        )
-        yield "MODEL.DETCO.STAGES", node.STAGES, rule
-    count = len(node.STAGES)
-    rule = (
-        lambda values: _are_numbers(values, count, low=0),
-        f"{count} numbers >= 0, one for each of MODEL.DETCO.STAGES {node.STAGES}",
-    )
-    yield "MODEL.DETCO.STAGE_WEIGHTS", node.STAGE_WEIGHTS, rule
-    rule = (
-        lambda values: _are_numbers(values, 0) or _are_numbers(values, count, low=1),
-        f"empty (the stage's width), or {count} widths > 0, one a stage",
-    )
-    yield "MODEL.DETCO.GLOBAL_HIDDEN_DIMS", node.GLOBAL_HIDDEN_DIMS, rule
-    yield "MODEL.DETCO.LOCAL_HIDDEN_DIMS", node.LOCAL_HIDDEN_DIMS, rule
-    rule = (
-        lambda pair: _are_numbers(pair, 2, low=1) and pair[0] % 3 == 0 and pair[1] <= pair[0] // 3,
-        "a multiple of 3, and a patch no larger than a third of it (255 and 64 in the paper)",
-    )
-    sizes = views.LOCAL_SIZE, views.PATCH_SIZE
-    yield "INPUT.DETCO.LOCAL_SIZE, PATCH_SIZE", sizes, rule
-    rule = (
-        lambda value: cfg.SOLVER.MAX_EPOCHS > 0 or _is_number(value, 1),
-        "at least 1, or SOLVER.MAX_EPOCHS above 0",
-    )
-    yield "SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER, rule
+        possible = _are_names(outputs) and set(outputs) <= set(_RESNET_STAGES)
+        _demand(possible, "MODEL.RESNETS.OUT_FEATURES", outputs, f"some of {_RESNET_STAGES}")
+        allowed = f"some of MODEL.RESNETS.OUT_FEATURES {outputs}, which may be {_RESNET_STAGES}"
+        _demand(set(node.STAGES) <= set(outputs), "MODEL.DETCO.STAGES", node.STAGES, allowed)
+    count, weights = len(node.STAGES), node.STAGE_WEIGHTS
+    allowed = f"{count} numbers >= 0, one for each of MODEL.DETCO.STAGES {node.STAGES}"
+    _demand(_are_numbers(weights, count, low=0), "MODEL.DETCO.STAGE_WEIGHTS", weights, allowed)
+    allowed = f"empty (the stage's width), or {count} widths > 0, one a stage"
+    for name in ("GLOBAL_HIDDEN_DIMS", "LOCAL_HIDDEN_DIMS"):
+        widths = node[name]
+        possible = _are_numbers(widths, 0) or _are_numbers(widths, count, low=1)
+        _demand(possible, f"MODEL.DETCO.{name}", widths, allowed)
+    sizes = side, patch = views.LOCAL_SIZE, views.PATCH_SIZE
+    possible = _are_numbers(sizes, 2, low=1) and side % 3 == 0 and patch <= side // 3
+    allowed = "a multiple of 3, and a patch no larger than a third of it (255 and 64 in the paper)"
+    _demand(possible, "INPUT.DETCO.LOCAL_SIZE, PATCH_SIZE", sizes, allowed)
+    possible = solver.MAX_EPOCHS > 0 or _is_number(solver.MAX_ITER, 1)
+    allowed = "at least 1, or SOLVER.MAX_EPOCHS above 0"
+    _demand(possible, "SOLVER.MAX_ITER", solver.MAX_ITER, allowed)
+
+
+def _demand(is_possible: bool, key: str, value: Any, allowed: str) -> None:
+    if not is_possible:
+        raise ValueError(f"{key} is {value!r}; it must be {allowed}.")

@@ -6,7 +6,7 @@ Every mistake becomes one error that names the file or the pair, what was seen a
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from typing import Any
 
 import yaml
@@ -89,8 +89,7 @@ def _check_files(file: str, above: list[str], seen: list[str]) -> None:
     """Refuse a config file that Detectron2 would fail on, wait on, or run.
 
     Args:
-        file: its path.
-        above: the files whose `_BASE_` led here.
+        above: the files whose `_BASE_` led to this one.
         seen: all files so far; appended to.
     """
     source = f"Config file {file!r}" + (f", the _BASE_ of {above[-1]!r}," if above else "")
@@ -128,15 +127,12 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def _unknown(key: str, cfg: CfgNode, source: str) -> ValueError:
-    known = list(_keys(cfg))
-    section, _, last = key.upper().rpartition(".")
-    siblings = {
-        name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section
-    }
-    similar = [siblings[name] for name in get_close_matches(last, siblings, n=2, cutoff=0.5)]
-    similar = similar or get_close_matches(key.upper(), known, n=2, cutoff=0.8)
-    similar = similar or [name for name in known if name.rpartition(".")[2] == last]
-    hint = f" Did you mean {' or '.join(similar[:3])}?" if similar else ""
+    def similarity(name: str) -> float:  # of the whole and of the last word, at most 2
+        pairs = (key.upper(), name), (key.upper().rpartition(".")[2], name.rpartition(".")[2])
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    nearest = max(_keys(cfg), key=similarity)
+    hint = f" Did you mean {nearest}?" if similarity(nearest) > 1 else ""
     return ValueError(f"{source}: there is no key {key}.{hint}")
 
 

@@ -14,9 +14,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     It is on the disk, and not just in memory, before it gets its name. Several processes may do
     this with one path at a time: the last one stands.
 
-    Args:
-        path: in a folder that exists.
-
     Yields:
         a hidden file's name in the same folder, which is removed if an error ends the block. Only
         a process that is killed leaves it behind; see :func:`is_leftover`.

@@ -52,14 +52,6 @@ def test_an_unknown_module_below_the_alias_is_not_found():
         importlib.import_module("deeplearning.unknown")
 
 
-def test_a_real_package_of_that_name_wins(monkeypatch, tmp_path):
-    folder = tmp_path.joinpath(*ALIAS.split("."), "helpers")
-    folder.mkdir(parents=True)
-    (folder / "labels.py").write_text("labels = 'the real ones'")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert importlib.import_module(f"{ALIAS}.helpers.labels").labels == "the real ones"
-
-
 def test_the_evaluation_is_mended_for_new_versions_of_numpy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delattr(numpy, "in1d", raising=False)

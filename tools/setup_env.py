@@ -13,12 +13,10 @@ from __future__ import annotations  # so that an old Python gets as far as the m
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,20 +26,11 @@ UPSTREAM_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 INDEX_COPY = "detectron2-cdo==0.5"
 REQUIREMENTS = ROOT / "requirements"  # the versions that were tested together
 
-EXTENSION_STUB = '''"""Stands in for the C++ extension, which this copy was published without."""
-
-
-def get_compiler_version():
-    return "not built"
-
-
-def get_cuda_version():
-    return "not built"
-
-
-def has_cuda():
-    return False
-'''
+# In place of the C++ extension, which the index's copy was published without.
+EXTENSION_STUB = """
+get_compiler_version = get_cuda_version = lambda: "not built"
+has_cuda = lambda: False
+"""
 
 CHECK = (
     "import torch, torchvision, detectron2, cv2, pycocotools.mask, fvcore, shapely;"
@@ -55,9 +44,8 @@ def say(text: str) -> None:
     print(f"setup: {text}", flush=True)
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> None:
-    result = subprocess.run(command, env={**os.environ, **(env or {})})
-    if result.returncode:
+def run(*command: str) -> None:
+    if subprocess.run(command).returncode:
         sys.exit(f"setup: this failed, see above: {' '.join(command)}")
 
 
@@ -78,14 +66,12 @@ def python_version(python: str) -> tuple[int, int] | None:
 
 def find_python_for_index_copy() -> str:
     """A Python 3.11 or 3.10: this one, one on the PATH, or one of pyenv's."""
-    wanted = [(3, 11), (3, 10)]
     candidates = [sys.executable]
-    for major, minor in wanted:
-        candidates.append(shutil.which(f"python{major}.{minor}") or "")
-        versions = Path.home().glob(f".pyenv/versions/{major}.{minor}.*/bin/python")
-        candidates += [str(path) for path in versions]
+    for version in ("3.11", "3.10"):
+        candidates.append(shutil.which(f"python{version}") or "")
+        candidates += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     for candidate in candidates:
-        if candidate and python_version(candidate) in wanted:
+        if candidate and python_version(candidate) in [(3, 10), (3, 11)]:
             return candidate
     sys.exit(
         "setup: the package index's copy of Detectron2 wants Python 3.10 or 3.11, and none was "
@@ -106,38 +92,31 @@ def existing_site_packages() -> list[str]:
 def choose_source() -> tuple[str, str, str]:
     """(kind, location, why) of the Detectron2 to install."""
     source = os.environ.get("DETECTRON2_SOURCE", "")
+    if Path(source).is_dir() and source:
+        return "source", str(Path(source).resolve()), "DETECTRON2_SOURCE names this folder"
     if source:
-        if Path(source).is_dir():
-            return "source", str(Path(source).resolve()), "DETECTRON2_SOURCE names this folder"
-        url = source if source.startswith("git+") else f"git+{source}"
+        url = f"git+{source.removeprefix('git+')}"
         return "source", url, "DETECTRON2_SOURCE names this repository"
-    folders = existing_site_packages()
-    if folders:
-        return "existing", os.pathsep.join(folders), f"{sys.executable} has it"
+    if folders := existing_site_packages():
+        return "existing", "\n".join(folders), f"{sys.executable} has it"
     try:
-        probe = subprocess.run(
-            ["git", "ls-remote", UPSTREAM, "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},
-        )
-        reason = probe.stderr.strip().splitlines()[-1:] or ["no answer"]
+        command = ["git", "ls-remote", UPSTREAM, "HEAD"]
+        quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        probe = subprocess.run(command, capture_output=True, text=True, timeout=30, env=quiet)
         if probe.returncode == 0:
             return "source", f"git+{UPSTREAM}@{UPSTREAM_COMMIT}", "its repository is reachable"
+        reason = (probe.stderr.strip() or "no answer").splitlines()[-1]
     except (OSError, subprocess.TimeoutExpired) as error:
-        reason = [str(error)]
-    return "index", INDEX_COPY, f"{UPSTREAM} cannot be reached ({reason[0]})"
+        reason = str(error)
+    return "index", INDEX_COPY, f"{UPSTREAM} cannot be reached ({reason})"
 
 
 def install_index_copy(python: str) -> None:
     # pip refuses this file for an extra that is a URL; uv, told to skip the C++ build, takes it,
     # and like pip it shall trust whom the machine trusts.
-    run(
-        *[python, "-m", "uv", "--system-certs", "pip", "install", "--python", python, "--no-deps"],
-        *["--no-build-isolation", "--config-setting=--global-option=build_py"],
-        *["--config-setting=--build-option=--skip-build", INDEX_COPY],
-    )
+    install = "uv --system-certs pip install --no-deps --no-build-isolation"
+    skip = "--config-setting=--global-option=build_py --config-setting=--build-option=--skip-build"
+    run(python, "-m", *install.split(), *skip.split(), "--python", python, INDEX_COPY)
     code = "import importlib.util as u; print(u.find_spec('detectron2').origin)"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     Path(found.stdout.strip()).with_name("_C.py").write_text(EXTENSION_STUB)
@@ -145,52 +124,49 @@ def install_index_copy(python: str) -> None:
 
 def make_venv(base_python: str, venv: Path) -> str:
     python = str(venv / "bin" / "python")
-    if python_version(python) != python_version(base_python):
-        result = subprocess.run([base_python, "-m", "venv", "--clear", str(venv)])
-        if result.returncode:
-            sys.exit(
-                f"setup: {base_python} cannot make a virtual environment. On Debian and Ubuntu: "
-                "apt install python3-venv"
-            )
+    if python_version(python) == python_version(base_python):
+        return python
+    if subprocess.run([base_python, "-m", "venv", "--clear", str(venv)]).returncode:
+        sys.exit(
+            f"setup: {base_python} cannot make a virtual environment. On Debian and Ubuntu: "
+            "apt install python3-venv"
+        )
     return python
 
 
-def install(kind: str, location: str, venv: Path) -> str:
+def install(kind: str, location: str, venv: Path) -> None:
     base_python = find_python_for_index_copy() if kind == "index" else sys.executable
-    steps = 4 if kind == "existing" else 6
-    say(f"[1/{steps}] virtual environment {venv} of {base_python} (seconds)")
+    say(f"virtual environment {venv} of {base_python} (seconds)")
     python = make_venv(base_python, venv)
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     if kind == "existing":
         packages = next((venv / "lib").glob("python*/site-packages"))
-        (packages / "existing.pth").write_text("\n".join(location.split(os.pathsep)) + "\n")
-        say(f"[2/{steps}] packages that may be missing beside it (seconds)")
+        (packages / "existing.pth").write_text(f"{location}\n")
+        say("packages that may be missing beside it (seconds)")
         run(*pip, "opencv-python", "pycocotools", "setuptools<81", "wheel")
         run(*pip, *requirements("tools"), "scikit-learn", "safetensors")
     else:
-        say(f"[2/{steps}] torch and torchvision, about 3 GB (1 to 10 minutes)")
+        say("torch and torchvision, about 3 GB (1 to 10 minutes)")
         run(*pip, *requirements("torch"))
-        say(f"[3/{steps}] other packages (1 minute)")
+        say("other packages (1 minute)")
         beside = "index_copy" if kind == "index" else "upstream"
         run(*pip, *requirements("common", beside, "tools"))
-        say(f"[4/{steps}] Detectron2 ({'seconds' if kind == 'index' else '2 to 5 minutes, C++'})")
+        say(f"Detectron2 ({'seconds' if kind == 'index' else '2 to 5 minutes, C++'})")
         if kind == "index":
             install_index_copy(python)
         else:
-            run(*pip, "--no-build-isolation", location, env={"MAX_JOBS": "2"})
+            os.environ["MAX_JOBS"] = "2"
+            run(*pip, "--no-build-isolation", location)
     run(*pip, "--no-deps", *requirements("alone"))
-    say(f"[{steps - 1}/{steps}] this project (seconds)")
+    say("this project (seconds)")
     run(*pip, "--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-    say(f"[{steps}/{steps}] check (seconds)")
-    result = subprocess.run([python, "-W", "ignore", "-c", CHECK])
-    if result.returncode:
+    if subprocess.run([python, "-W", "ignore", "-c", CHECK]).returncode:
         sys.exit(
             "setup: the packages above do not work together. torch and torchvision must be a pair "
             "(requirements/torch.txt), both from the same index (no `+cpu` build beside an "
             f"ordinary one). Remove {venv} and the variable that brought another one in, and run "
             "again."
         )
-    return base_python
 
 
 def main() -> None:
@@ -199,23 +175,17 @@ def main() -> None:
     venv = Path(parser.parse_args().venv).absolute()
     if sys.version_info < (3, 10):
         sys.exit(f"setup: Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")
-    key = hashlib.sha256()
+    key = hashlib.sha256(os.environ.get("DETECTRON2_SOURCE", "").encode())
     for file in (Path(__file__), ROOT / "setup.py", *sorted(REQUIREMENTS.glob("*.txt"))):
         key.update(file.read_bytes())
-    key.update(os.environ.get("DETECTRON2_SOURCE", "").encode())
-    stamp = venv / "detco_d2_setup.json"
-    if stamp.is_file():
-        done = json.loads(stamp.read_text())
-        if done["key"] == key.hexdigest():
-            say(f"ready, with Detectron2 from {done['location']} ({done['why']})")
-            return
-    started = time.perf_counter()
+    stamp = venv / "detco_d2_setup"
+    if stamp.is_file() and stamp.read_text() == key.hexdigest():
+        return
     kind, location, why = choose_source()
     say(f"Detectron2 from {location}, since {why}")
     install(kind, location, venv)
-    record = {"key": key.hexdigest(), "location": location, "why": why}
-    stamp.write_text(json.dumps(record))
-    say(f"done in {time.perf_counter() - started:.0f} s")
+    stamp.write_text(key.hexdigest())
+    say("done")
 
 
 if __name__ == "__main__":

@@ -17,17 +17,12 @@ MAX_REPORTS = 3
 
 
 class BadImages:
-    """The images of a run that could not be read, each once; equal on all processes.
-
-    Attributes:
-        reasons: why, by path.
-    """
+    """The images of a run that could not be read, and why; equal on all processes."""
 
     def __init__(self, num_images: int, max_fraction: float, file: str = "") -> None:
         """
         Args:
-            num_images: of the data.
-            max_fraction: the share of them that may be unreadable.
+            num_images: of the data; at most `max_fraction` of them may be unreadable.
             file: where to list them, one JSON object a line; "" for nowhere.
         """
         self.reasons: dict[str, str] = {}
@@ -42,9 +37,9 @@ class BadImages:
             RuntimeError: more than the allowed share of the images is unreadable.
         """
         new = {path: reason for path, reason in found if path not in self.reasons}
-        self.reasons.update(new)
         for path, reason in new.items():
             logger.warning("Image %r is skipped: %s", path, reason)
+        self.reasons.update(new)
         if self.file and new:
             with open(self.file, "a") as file:
                 file.write(_lines(new))
@@ -72,18 +67,12 @@ def _lines(reasons: dict[str, str]) -> str:
 
 
 class NonFiniteSteps:
-    """Counts steps in a row that gave no number, and writes down the first few.
+    """Counts steps that gave no number, and survives `max_in_a_row`.
 
-    Attributes:
-        in_a_row, total: how many.
+    The first three are written down in `folder`, as `nonfinite_<iteration>.pt`; "" for nowhere.
     """
 
     def __init__(self, max_in_a_row: int, folder: str = "") -> None:
-        """
-        Args:
-            max_in_a_row: how many are survived.
-            folder: where `nonfinite_<iteration>.pt` goes, at most three of them; "" for nowhere.
-        """
         self.max_in_a_row = max_in_a_row
         self.folder = folder
         self.in_a_row = self.total = 0

@@ -23,9 +23,8 @@ class HealthHook(HookBase):
     `data_time` it reads, and before the writers. At the iterations of its line the model is
     watched closely; see :class:`Monitor`.
 
-    Scalars, besides those of the model: `queue/filled` (0..1), `queue/age` (of the oldest key, in
-    iterations), `chance/loss` (log(K + 1), of each term), `images_per_second`, `data_time_share`
-    (0..1), `eta_seconds`.
+    Scalars, besides those of the model: `queue/filled` (0..1), `chance/loss` (log(K + 1), of each
+    term), `images_per_second`, `data_time_share` (0..1).
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class HealthHook(HookBase):
         Args:
             detco: the model, not in DDP.
             batch_size: images an iteration over all processes.
-            period: iterations between two lines; also the first and the last iteration have one.
+            period: iterations between two lines; the first and the last iteration have one too.
             collapse_period: iterations over which the median of the spread is taken.
         """
         self.detco = detco
@@ -62,7 +61,11 @@ class HealthHook(HookBase):
 
     def after_step(self) -> None:
         storage = self.trainer.storage
-        self._record_speed(storage)
+        if "time" in storage.histories():  # the timer skips the first iterations
+            seconds = storage.history("time").latest()
+            waiting = min(storage.history("data_time").latest() / seconds, 1.0)
+            rate = self.batch_size / seconds
+            storage.put_scalars(images_per_second=rate, data_time_share=waiting)
         if (self.trainer.iter + 1) % self.collapse_period == 0:
             self._warn_of_collapse(storage)
         if self._is_due():
@@ -79,14 +82,6 @@ class HealthHook(HookBase):
         """How many keys each queue lacks (undone steps add none), and when it will be full."""
         missing = max(0, self.queue_length - int(self.detco.queue.num_enqueued))
         return missing, iteration + math.ceil(missing / self.batch_size)
-
-    def _record_speed(self, storage: EventStorage) -> None:
-        if "time" not in storage.histories():
-            return  # the timer skips the first iterations
-        seconds = storage.history("time").latest()
-        waiting = storage.history("data_time").latest() / seconds
-        storage.put_scalar("images_per_second", self.batch_size / seconds)
-        storage.put_scalar("data_time_share", min(waiting, 1.0))
 
     def _warn_of_collapse(self, storage: EventStorage) -> None:
         for name, history in storage.histories().items():
@@ -109,26 +104,23 @@ class HealthHook(HookBase):
         text = f"iteration {done} of {last} ({100 * done // last} %)"
         if "time" not in storage.histories():
             return text
-        left = storage.history("time").median(1000) * (last - done)
-        storage.put_scalar("eta_seconds", left, smoothing_hint=False)
-        return f"{text}, {duration(left)} left"
+        return f"{text}, {duration(storage.history('time').median(1000) * (last - done))} left"
 
     def _queues(self, storage: EventStorage) -> str:
         missing, full_at = self._missing_keys(self.trainer.iter + 1)
         filled = 1 - missing / self.queue_length
-        age = filled * self.queue_length / self.batch_size
-        scalars = {"queue/filled": filled, "queue/age": age, "chance/loss": self.chance}
+        scalars = {"queue/filled": filled, "chance/loss": self.chance}
         storage.put_scalars(**scalars, smoothing_hint=False)
         if missing:
             return f"queues {100 * filled:.0f} % full, the loss rises until iteration {full_at}"
-        return f"queues full, oldest key {age:.0f} iterations"
+        return f"queues full, oldest key {self.queue_length / self.batch_size:.0f} iterations"
 
     def _contrast(self, storage: EventStorage) -> list[str]:
         def each(kind: str, firsts: Iterable[str], scale: float = 1, digits: int = 2) -> str:
             texts = []
             for first in firsts:
                 names = [f"{kind}/{first}_{stage}" for stage in self.detco.stage_weights]
-                values = [scale * _median(storage, name, self.period) for name in names]
+                values = (scale * _median(storage, name, self.period) for name in names)
                 texts.append(f"{first} " + "/".join(f"{value:.{digits}f}" for value in values))
             return ", ".join(texts)
 
@@ -161,11 +153,9 @@ class HealthHook(HookBase):
 
 def _median(storage: EventStorage, name: str, count: int) -> float:
     """Of the newest so many values that are numbers, since a step may be undone; or NaN."""
-    if name not in storage.histories():
-        return math.nan
-    values = [value for value, _ in storage.history(name).values()[-count:]]
-    values = [value for value in values if math.isfinite(value)]
-    return statistics.median(values) if values else math.nan
+    values = storage.histories()[name].values() if name in storage.histories() else []
+    numbers = [value for value, _ in values[-count:] if math.isfinite(value)]
+    return statistics.median(numbers) if numbers else math.nan
 
 
 def duration(seconds: float) -> str:

@@ -31,12 +31,6 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
     """
 
     def __init__(self, checkpointer: Any, period: int, max_failures: int) -> None:
-        """
-        Args:
-            checkpointer: fvcore's.
-            period: iterations between two saves.
-            max_failures: saves in a row that may fail.
-        """
         super().__init__(checkpointer, period)
         self.max_failures = max_failures
         self.failures = 0
@@ -47,8 +41,8 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
             RuntimeError: the disk has no room for a single checkpoint.
         """
         super().before_train()
-        size, free = self._size(), self._free()
-        keep = getattr(self.checkpointer, "keep", None) or 1
+        free, size = self._free(), self._size()
+        keep = self.checkpointer.keep or 1
         text = f"{self._room('a checkpoint')}, and {keep} are kept while one is written."
         if free < size:
             raise RuntimeError(f"{text} Free space there, or name another OUTPUT_DIR.")
@@ -96,11 +90,6 @@ class StopHook(HookBase):
     """Saves and ends the process, with 128 + the signal's number, when a step was asked to stop."""
 
     def __init__(self, checkpointer: Any, step: Any) -> None:
-        """
-        Args:
-            checkpointer: fvcore's; saves on the main process only.
-            step: a :class:`PretrainStep`.
-        """
         self.checkpointer = checkpointer
         self.step = step
 

@@ -3,7 +3,6 @@
 import copy
 import logging
 import time
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,6 +14,7 @@ from ..probes.labelled import Labelled, LabelledImages, load_halves
 from ..probes.probes import chance, knn
 from ..weights.frozen import FrozenBackbone
 from ..weights.input_spec import InputSpec
+from .stopping import StopRequest
 
 _KEY = "TEST.KNN.DATASET"
 
@@ -35,15 +35,10 @@ class KNNHook(HookBase):
 
     Training goes on as if it had not been: a copy of the backbone is evaluated, and no random
     number is drawn. The processes share the images; each uses the running statistics of the first,
-    which are those that a checkpoint has.
+    which are those that a checkpoint has. Loader processes listen to `stop` too.
     """
 
-    def __init__(self, cfg: CfgNode, stop: Any = None) -> None:
-        """
-        Args:
-            cfg: of the run, with TEST.KNN.DATASET.
-            stop: a :class:`StopRequest`, to which loader processes listen too.
-        """
+    def __init__(self, cfg: CfgNode, stop: StopRequest) -> None:
         self.cfg = cfg
         self.stop = stop
 
@@ -79,10 +74,9 @@ class KNNHook(HookBase):
         }
         self.trainer.storage.put_scalars(**found, smoothing_hint=False)
         values = ", ".join(f"{name.removeprefix('knn/')} {v:.1f} %" for name, v in found.items())
-        seconds = time.perf_counter() - started
         logger.info(
             f"k-NN {when}: {values} (chance {chance(y, test_y)['top-1']:.1f} %; {len(test_y)} "
-            f"images among {len(y)}, {seconds:.0f} s)"
+            f"images among {len(y)}, {time.perf_counter() - started:.0f} s)"
         )
 
     def _features(
@@ -98,7 +92,7 @@ class KNNHook(HookBase):
                 num_workers=self.cfg.DATALOADER.NUM_WORKERS,
                 timeout=self.cfg.SOLVER.COLLECTIVE_TIMEOUT,
                 device=backbone.pixel_mean.device,
-                start_worker=self._start_worker,
+                start_worker=lambda worker: self.stop.listen_in_worker(),
             )
         except ValueError as error:  # training does not end because a folder has gone
             logger.warning("%s", error)
@@ -111,10 +105,6 @@ class KNNHook(HookBase):
         order = torch.cat([positions for _, positions in parts])
         joined = {stage: torch.cat(values) for stage, values in by_stage.items()}
         return joined, torch.from_numpy(half.labels)[order]
-
-    def _start_worker(self, worker: int) -> None:
-        if self.stop:
-            self.stop.listen_in_worker()
 
 
 def _frozen_copy(backbone: torch.nn.Module, cfg: CfgNode) -> FrozenBackbone:

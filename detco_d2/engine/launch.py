@@ -48,7 +48,7 @@ def _is_under_torchrun() -> bool:
 def _run_torchrun_worker(
     main: Callable[[Any], Any], args: argparse.Namespace, timeout: timedelta
 ) -> Any:
-    local_rank, local_world = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
+    local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     _end_with_parent()
     if args.num_gpus > 0:
         check_gpus(local_world)
@@ -101,11 +101,7 @@ def _run_and_forward_signals(start: Callable[[], Any]) -> Any:
 
 
 def num_processes(args: argparse.Namespace) -> int:
-    """How many training processes the flags or torchrun ask for.
-
-    Raises:
-        RuntimeError: see :func:`check_gpus`.
-    """
+    """How many training processes the flags or torchrun ask for; see :func:`check_gpus`."""
     if _is_under_torchrun():
         return int(os.environ["WORLD_SIZE"])
     check_gpus(args.num_gpus)
@@ -125,7 +121,7 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
             since one process may evaluate while the others wait.
 
     Raises:
-        RuntimeError: see :func:`check_gpus`; or several CPU machines without torchrun.
+        RuntimeError: too few GPUs; or several CPU machines without torchrun.
     """
     wait = timedelta(seconds=timeout)
     if _is_under_torchrun():

@@ -1,5 +1,6 @@
 """What a run needs to know of the machine: its GPUs, its batch norms, its memory."""
 
+import contextlib
 import ctypes
 import logging
 
@@ -35,16 +36,14 @@ def _replace_sync_bn(node: CfgNode, replacement: str) -> None:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for the next step to take.
 
-    The C library gives large blocks back at once, and taking them again costs a page fault for
-    every 4 KiB: a tenth of a step on the CPU. Does nothing where that library is not glibc.
+    The C library (glibc) gives large blocks back at once, and taking them again costs a page fault
+    for every 4 KiB: a tenth of a step on the CPU.
     """
     trim_threshold, mmap_max = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
@@ -52,8 +51,6 @@ def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
 
     A single process has the same statistics with BN; several use Detectron2's naive SyncBN.
     """
-    if num_gpus > 0:
-        return
-    cfg.MODEL.DEVICE = "cpu"
-    replacement = "BN" if comm.get_world_size() == 1 else "naiveSyncBN"
-    _replace_sync_bn(cfg.MODEL, replacement)
+    if num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+        _replace_sync_bn(cfg.MODEL, "BN" if comm.get_world_size() == 1 else "naiveSyncBN")

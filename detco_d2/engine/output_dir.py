@@ -58,8 +58,8 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
 
     Args:
         cfg: of this run, merged.
-        resume: `--resume`: there must be a run, whose config may differ in what a checkpoint bears.
-        overwrite: `--overwrite`: a run that is there is removed, with its curves, logs and views.
+        resume: there must be a run, whose config may differ in what a checkpoint bears.
+        overwrite: a run that is there is removed, with its curves, logs and views.
 
     Raises:
         FileNotFoundError: `--resume` without a checkpoint, or none that is there is intact.
@@ -67,7 +67,15 @@ def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
         OSError: the folder cannot be written to.
     """
     folder = Path(cfg.OUTPUT_DIR).absolute()
-    _probe(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"detco_d2")
+    except OSError as error:
+        raise OSError(
+            f"OUTPUT_DIR {str(folder)!r} cannot be written to: {error}. Free space "
+            "there, or name another OUTPUT_DIR."
+        ) from error
     if overwrite and resume:
         raise ValueError("--resume continues a run and --overwrite removes it; pass one of them.")
     is_restart = any(os.environ.get(name, "0") != "0" for name in _RESTARTS)
@@ -124,13 +132,12 @@ def _check_same_run(checkpoint: Path, cfg: CfgNode, resume: bool) -> None:
 
 def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
     """(key, value in the checkpoint's config, value now) of what differs and matters."""
-    before, now = (
-        {
-            key: "BN" if value in _BATCH_NORMS else value
-            for key, value in flatten(yaml.safe_load(config))
-        }
-        for config in (text, cfg.dump())
-    )
+
+    def values(config: str) -> dict[str, Any]:
+        pairs = flatten(yaml.safe_load(config))
+        return {key: "BN" if value in _BATCH_NORMS else value for key, value in pairs}
+
+    before, now = values(text), values(cfg.dump())
     return [
         (key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
@@ -138,16 +145,3 @@ def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         and not key.startswith(_FREE)
         and not cfg.key_is_deprecated(key)
     ]
-
-
-def _probe(folder: Path) -> None:
-    """Write a few bytes where checkpoints will go."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"detco_d2")
-    except OSError as error:
-        raise OSError(
-            f"OUTPUT_DIR {str(folder)!r} cannot be written to: {error}. Free space "
-            "there, or name another OUTPUT_DIR."
-        ) from error

@@ -28,11 +28,14 @@ def check_run(cfg: CfgNode, processes: int) -> None:
     The images are counted for it, and tar shards without an index get one.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: see :func:`check_images`, :func:`check_batch`,
-            :func:`load_train_images`, :func:`load_knn_halves` and :func:`check_wandb`.
+        ValueError, FileNotFoundError, ImportError: says what to change.
     """
-    if cfg.WANDB.PROJECT:
-        check_wandb(cfg.WANDB.PROJECT)
+    spec = importlib.util.find_spec("wandb") if cfg.WANDB.PROJECT else None
+    if cfg.WANDB.PROJECT and (spec is None or spec.origin is None):  # a folder of that name
+        raise ImportError(
+            f"WANDB.PROJECT is {cfg.WANDB.PROJECT!r}, and Weights & Biases is not installed: "
+            "pip install wandb"
+        )
     if cfg.TEST.KNN.DATASET:
         from .knn import load_knn_halves
 
@@ -41,19 +44,6 @@ def check_run(cfg: CfgNode, processes: int) -> None:
 
     check_images(cfg.DATASETS.TRAIN)
     check_batch(cfg, len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)), processes)
-
-
-def check_wandb(project: str) -> None:
-    """
-    Raises:
-        ImportError: Weights & Biases is not installed.
-    """
-    spec = importlib.util.find_spec("wandb")
-    if spec is None or spec.origin is None:  # a folder of that name
-        raise ImportError(
-            f"WANDB.PROJECT is {project!r}, and Weights & Biases is not installed: "
-            "pip install wandb"
-        )
 
 
 def check_images(names: Sequence[str]) -> None:

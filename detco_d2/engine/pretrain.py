@@ -30,10 +30,7 @@ _STEP = 10  # a kind of draw, see mix_seed; the data uses those below
 
 
 def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """A copy of the config whose SOLVER.MAX_ITER follows SOLVER.MAX_EPOCHS, if that is set.
-
-    Likewise SOLVER.BASE_LR follows the batch, if SOLVER.LR_REFERENCE_BATCH is set.
-    """
+    """A copy of the config whose MAX_ITER follows MAX_EPOCHS, and BASE_LR LR_REFERENCE_BATCH."""
     batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
     if length > num_images // 2:
         logger.warning(
@@ -57,14 +54,9 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     return cfg
 
 
-def merge_param_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Join parameter groups of equal settings, in order: one fused update for all of them."""
-    merged: dict[tuple, dict[str, Any]] = {}
-    for group in groups:
-        settings = {name: value for name, value in group.items() if name != "params"}
-        key = tuple(sorted(settings.items()))
-        merged.setdefault(key, {**settings, "params": []})["params"] += group["params"]
-    return list(merged.values())
+def own_file(cfg: CfgNode, name: str) -> str:
+    """A path in OUTPUT_DIR, on the main process; elsewhere "", for nowhere."""
+    return os.path.join(cfg.OUTPUT_DIR, name) if comm.is_main_process() else ""
 
 
 class PretrainTrainer(Trainer):
@@ -77,21 +69,17 @@ class PretrainTrainer(Trainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         self.images = load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
-        num_images = len(self.images)
+        check_batch(cfg, len(self.images), comm.get_world_size())
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             keep_freed_memory()
-        check_batch(cfg, num_images, comm.get_world_size())
         self.config = cfg.dump()  # as the user wrote it
-        main = comm.is_main_process()
         self.bad_images = BadImages(
-            num_images,
-            cfg.DATALOADER.MAX_BAD_FRACTION,
-            os.path.join(cfg.OUTPUT_DIR, "bad_images.txt") if main else "",
+            len(self.images), cfg.DATALOADER.MAX_BAD_FRACTION, own_file(cfg, "bad_images.txt")
         )
         self.stop = StopRequest(patience=cfg.SOLVER.COLLECTIVE_TIMEOUT)
-        super().__init__(with_schedule(cfg, num_images))
+        super().__init__(with_schedule(cfg, len(self.images)))
         self.checkpointer.keep = cfg.SOLVER.KEEP_CHECKPOINTS
 
     @classmethod
@@ -102,9 +90,13 @@ class PretrainTrainer(Trainer):
     def build_optimizer(cls, cfg: CfgNode, model: Any) -> torch.optim.Optimizer:
         """SGD as Detectron2 builds it, with one group for all parameters of equal settings."""
         optimizer = super().build_optimizer(cfg, model)
-        optimizer.param_groups = merge_param_groups(optimizer.param_groups)
+        merged: dict[tuple, dict[str, Any]] = {}
         for group in optimizer.param_groups:
             group.update(fused=True, foreach=False)
+            parameters = group.pop("params")
+            key = tuple(sorted(group.items()))
+            merged.setdefault(key, {**group, "params": []})["params"] += parameters
+        optimizer.param_groups = list(merged.values())
         return optimizer
 
     def build_step(self, cfg: CfgNode, model: Any, loader: Any, optimizer: Any) -> SimpleTrainer:
@@ -115,10 +107,7 @@ class PretrainTrainer(Trainer):
             self.mapper,
             parts=cfg.SOLVER.ACCUMULATION_STEPS,
             bad_images=self.bad_images,
-            nonfinite=NonFiniteSteps(
-                cfg.SOLVER.MAX_NONFINITE_STEPS,
-                os.path.join(cfg.OUTPUT_DIR, "debug") if comm.is_main_process() else "",
-            ),
+            nonfinite=NonFiniteSteps(cfg.SOLVER.MAX_NONFINITE_STEPS, own_file(cfg, "debug")),
             stop=self.stop,
         )
 
@@ -172,21 +161,18 @@ class PretrainTrainer(Trainer):
         super().before_step()
 
     def build_hooks(self) -> list[HookBase]:
-        solver = self.cfg.SOLVER
+        cfg = self.cfg
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if self.cfg.TEST.KNN.DATASET:
+        if cfg.TEST.KNN.DATASET:
             from .knn import KNNHook
 
-            result.append(KNNHook(self.cfg, self.stop))
+            result.append(KNNHook(cfg, self.stop))
         if comm.is_main_process():
+            period, failures = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_FAILED_SAVES
             result += [
-                HealthHook(self._trainer.detco, solver.IMS_PER_BATCH),
-                ViewsHook(
-                    self._trainer, self.cfg.OUTPUT_DIR, self.cfg.INPUT.FORMAT, self.cfg.VIS_PERIOD
-                ),
-                CheckpointHook(
-                    self.checkpointer, solver.CHECKPOINT_PERIOD, solver.MAX_FAILED_SAVES
-                ),
+                HealthHook(self._trainer.detco, cfg.SOLVER.IMS_PER_BATCH),
+                ViewsHook(self._trainer, cfg.OUTPUT_DIR, cfg.INPUT.FORMAT, cfg.VIS_PERIOD),
+                CheckpointHook(self.checkpointer, period, failures),
                 hooks.PeriodicWriter(self.build_writers(), period=PERIOD),
             ]
         return [*result, StopHook(self.checkpointer, self._trainer)]
@@ -219,15 +205,12 @@ class PretrainTrainer(Trainer):
         self.data_seed = state["data_seed"]
         self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
-        changed = {
-            name: (before[name], now.get(name)) for name in before if before[name] != now.get(name)
-        }
+        changed = {name: (before[name], now[name]) for name in before if before[name] != now[name]}
         if changed:
             logger.warning(
-                "The run goes on in another shape (before, now): %s. Its queues, encoders and "
-                "schedule continue; batch norm sees other groups of images, and the numbers are no "
-                "longer those of the undisturbed run. SOLVER.BASE_LR stays as it is.",
-                changed,
+                f"The run goes on in another shape (before, now): {changed}. Its queues, encoders "
+                "and schedule continue; batch norm sees other groups of images, and the numbers "
+                "are no longer those of the undisturbed run. SOLVER.BASE_LR stays as it is."
             )
 
     def _shape(self) -> dict[str, int]:

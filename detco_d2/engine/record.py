@@ -1,6 +1,7 @@
 """How a run starts, what it leaves on record (command, versions), and how all of it goes."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -36,12 +37,7 @@ _RECORDS = (
 
 
 def set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """Prepare a process for a run: its device, its logs, its seed, its line on record.
-
-    Args:
-        cfg: merged; is frozen.
-        args: Detectron2's flags.
-    """
+    """Prepare a process for a run: its device, logs, seed, line on record; freeze the config."""
     rank = comm.get_rank()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="detco_d2", abbrev_name="detco")
     adapt_to_machine(cfg, args.num_gpus)
@@ -62,10 +58,8 @@ def versions() -> dict[str, str]:
     for name in ("torch", "torchvision", "detectron2"):
         result[name] = importlib.import_module(name).__version__
     for name in ("numpy", "Pillow", "scikit-learn", "detco_d2"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             result[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            result[name] = "not installed"
     return result
 
 
@@ -93,11 +87,12 @@ def note_start(cfg: CfgNode) -> None:
         "processes": comm.get_world_size(),
         "device": torch.cuda.get_device_name() if is_cuda else cfg.MODEL.DEVICE,
     }
+    before = []
     try:
-        before = list(json.loads(file.read_text())) if file.exists() else []
+        if file.exists():
+            before = list(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
         logger.warning("%s cannot be read and is begun anew: %s", file, error)
-        before = []
     try:
         with replacing(file) as part:
             part.write_text(json.dumps([*before, start], indent=1) + "\n")

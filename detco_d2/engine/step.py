@@ -20,14 +20,12 @@ _COUNTS = ("data_time", "num_bad_images", "stop_signal", "gradient")
 class PretrainStep(SimpleTrainer):
     """Detectron2's `SimpleTrainer` with accumulation, and with steps that count or leave no trace.
 
-    Detectron2 fetches every loss by itself and gathers them over the processes as pickles; here
-    they leave the device together, as their mean over the processes, along with what all processes
-    must decide alike: whether the step is a number, whether to stop.
+    The losses leave the device together, as their mean over the processes, along with what all
+    processes must decide alike: whether the step is a number, whether to stop.
 
     Attributes:
         stop_signal: the signal that some process was asked to stop by, 0 if none.
-        keep_views: whether the next step leaves what it has seen in `views`.
-        views: the last part of the batch as it entered the model; None unless it was asked for.
+        keep_views: whether the next step leaves the last part as it entered the model in `views`.
     """
 
     def __init__(
@@ -47,11 +45,9 @@ class PretrainStep(SimpleTrainer):
             model: a DetCo, in DDP or not.
             data_loader: gives this process's share of each batch.
             optimizer: of the query encoder.
-            mapper: a :class:`DetCoDatasetMapper`, which finishes each part on the device; without
-                one the loader's batches are finished.
+            mapper: finishes each part on the device; without one the loader's batches are finished.
             parts: into which a share is cut (SOLVER.ACCUMULATION_STEPS).
-            bad_images: takes note of images that could not be read.
-            nonfinite: takes note of steps that are undone; by default none is survived.
+            bad_images, nonfinite: take note; by default no undone step is survived.
             stop: what this process is asked to do.
         """
         super().__init__(model, data_loader, optimizer)
@@ -68,11 +64,7 @@ class PretrainStep(SimpleTrainer):
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run_step(self) -> None:
-        """
-        Raises:
-            RuntimeError: too many unreadable images.
-            FloatingPointError: too many steps in a row without a number.
-        """
+        """Raise as :class:`BadImages` and :class:`NonFiniteSteps` do."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -116,11 +108,9 @@ class PretrainStep(SimpleTrainer):
         counted = torch.tensor(counts, device=self.device)
         own = torch.cat([torch.stack([*losses.values()]), counted, norm.detach()[None]])
         names = [*losses, *_COUNTS]
-        if comm.get_world_size() == 1:
-            values = dict(zip(names, own.tolist()))
-            return values, values
         mean = own.clone()
-        torch.distributed.all_reduce(mean)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(mean)
         both = torch.stack([mean / comm.get_world_size(), own]).tolist()
         return dict(zip(names, both[0])), dict(zip(names, both[1]))
 
@@ -147,10 +137,8 @@ class PretrainStep(SimpleTrainer):
     ) -> None:
         storage = get_event_storage()
         losses = {name: value for name, value in shared.items() if name not in _COUNTS}
-        storage.put_scalars(
-            total_loss=sum(losses.values()), data_time=shared["data_time"], **losses
-        )
-        storage.put_scalar("gradient_norm", shared["gradient"])
+        storage.put_scalars(total_loss=sum(losses.values()), **losses)
+        storage.put_scalars(data_time=shared["data_time"], gradient_norm=shared["gradient"])
         if self.nonfinite.total:
             storage.put_scalar("nonfinite_steps", self.nonfinite.total, smoothing_hint=False)
         if shared["stop_signal"]:
@@ -164,14 +152,11 @@ class PretrainStep(SimpleTrainer):
 
 def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     """Cut a batch of tensors and lists along the images into so many parts, in order."""
-    if parts == 1:
-        return [batch]
-    result = []
-    for i in range(parts):
-        result.append(
-            {
-                name: values[i * len(values) // parts : (i + 1) * len(values) // parts]
-                for name, values in batch.items()
-            }
-        )
-    return result
+
+    def part(i: int) -> dict[str, Any]:
+        return {
+            name: values[i * len(values) // parts : (i + 1) * len(values) // parts]
+            for name, values in batch.items()
+        }
+
+    return [batch] if parts == 1 else [part(i) for i in range(parts)]

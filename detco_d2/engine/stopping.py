@@ -9,8 +9,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# Launchers and terminals may send one request to a process by two ways.
-_SAME_REQUEST = 1.0  # seconds
+_SAME_REQUEST = 1.0  # seconds; launchers and terminals may send one request by two ways
 
 
 class StopRequest:
@@ -24,10 +23,6 @@ class StopRequest:
     """
 
     def __init__(self, patience: float) -> None:
-        """
-        Args:
-            patience: seconds.
-        """
         self.number = 0
         self.patience = patience
         self._since = 0.0
@@ -53,9 +48,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.number and now - self._since > _SAME_REQUEST:
+        if not self.number:
+            self.number, self._since = number, now
+            signal.setitimer(signal.ITIMER_REAL, self.patience)  # SIGALRM kills
+        elif now - self._since > _SAME_REQUEST:
             os._exit(128 + number)
-        if self.number:
-            return
-        self.number, self._since = number, now
-        signal.setitimer(signal.ITIMER_REAL, self.patience)  # SIGALRM kills

@@ -18,9 +18,8 @@ from ..weights.input_spec import InputSpec
 class Trainer(DefaultTrainer):
     """A `DefaultTrainer` for GPUs and CPU processes alike.
 
-    It differs in five things: DDP also wraps CPU models, MODEL.WEIGHTS takes any backbone that
-    :class:`BackboneCheckpointer` knows, checkpoints carry the input settings, the optimiser is
-    saved on Detectron2 0.5 too, and `SOLVER.AMP.ENABLED` works on the CPU (bfloat16 autocast).
+    DDP also wraps CPU models, MODEL.WEIGHTS takes any backbone, checkpoints carry the input
+    settings and, on Detectron2 0.5 too, the optimiser, and SOLVER.AMP.ENABLED works on the CPU.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -22,36 +22,6 @@ from ..weights.input_spec import InputSpec
 from .trainer import Trainer
 
 
-def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
-) -> DatasetEvaluator:
-    """The evaluator that the data set's metadata (`evaluator_type`) asks for.
-
-    Raises:
-        ValueError: a data set without a type, or of one that is not known here.
-    """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind == "coco":
-        return COCOEvaluator(
-            dataset_name,
-            output_dir=output_dir or os.path.join(cfg.OUTPUT_DIR, "inference"),
-            use_fast_impl=has_compiled_coco_evaluator(),
-        )
-    by_kind = {
-        "pascal_voc": PascalVOCDetectionEvaluator,
-        "cityscapes_instance": CityscapesInstanceEvaluator,
-        "cityscapes_sem_seg": CityscapesSemSegEvaluator,
-    }
-    if kind not in by_kind:
-        raise ValueError(
-            f"DATASETS.TEST names {dataset_name!r}, whose metadata evaluator_type is {kind!r}; "
-            f"known are {['coco', *by_kind]}. Set it with MetadataCatalog.get({dataset_name!r})."
-        )
-    if kind.startswith("cityscapes"):
-        mend_cityscapesscripts()
-    return by_kind[kind](dataset_name)
-
-
 def build_mapper(cfg: CfgNode) -> DatasetMapper:
     """Detectron2's training mapper, which for semantic segmentation crops after it has scaled.
 
@@ -75,10 +45,7 @@ class TransferTrainer(Trainer):
         return model
 
     def train(self) -> dict[str, Any]:
-        """
-        Returns:
-            the scores of the last evaluation, by task.
-        """
+        """Return the scores of the last evaluation, by task."""
         super().train()
         return self._last_eval_results
 
@@ -87,8 +54,33 @@ class TransferTrainer(Trainer):
         return build_detection_train_loader(cfg, mapper=build_mapper(cfg))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator that the data set's metadata (`evaluator_type`) asks for.
+
+        Raises:
+            ValueError: a data set without a type, or of one that is not known here.
+        """
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if kind == "coco":
+            folder = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+            fast = has_compiled_coco_evaluator()
+            return COCOEvaluator(dataset_name, output_dir=folder, use_fast_impl=fast)
+        by_kind = {
+            "pascal_voc": PascalVOCDetectionEvaluator,
+            "cityscapes_instance": CityscapesInstanceEvaluator,
+            "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+        }
+        if kind not in by_kind:
+            raise ValueError(
+                f"DATASETS.TEST names {dataset_name!r}, whose metadata evaluator_type is {kind!r}; "
+                f"known are {['coco', *by_kind]}. Set it with "
+                f"MetadataCatalog.get({dataset_name!r})."
+            )
+        if kind.startswith("cityscapes"):
+            mend_cityscapesscripts()
+        return by_kind[kind](dataset_name)
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:

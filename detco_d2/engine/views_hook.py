@@ -28,18 +28,11 @@ _LEAST_SIDE = 180  # pixels; smaller views are enlarged by a whole factor
 class ViewsHook(HookBase):
     """Paints the views of a step that has been made: OUTPUT_DIR/views/iteration_0000000.png.
 
-    At the first step of the process, every so many iterations, and at the next step after somebody
-    has made a file `show_views` in OUTPUT_DIR, which is then removed. On the main process.
+    At the first step of the process, every `period` iterations (0: never), and at the next step
+    after somebody has made a file `show_views` in OUTPUT_DIR, which is then removed.
     """
 
     def __init__(self, step: Any, folder: str, image_format: str, period: int) -> None:
-        """
-        Args:
-            step: a :class:`PretrainStep`.
-            folder: OUTPUT_DIR.
-            image_format: channel order of the views.
-            period: iterations; 0: only the first step and on request.
-        """
         self.step = step
         self.folder = Path(folder, "views")
         self.image_format = image_format
@@ -78,13 +71,10 @@ def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB
     Args:
         batch: what :meth:`DetCoDatasetMapper.finish` returns.
         images: how many of the N, at most.
-        image_format: channel order of the views, "RGB" or "BGR".
+        image_format: channel order of the views.
 
     Returns:
         an RGB picture, uint8, of shape (H, W, 3).
-
-    Raises:
-        ValueError: there is no view in the batch.
     """
     columns: dict[str, list[torch.Tensor]] = {}
     for view in ("global_query", "global_key", "local_query", "local_key"):
@@ -97,18 +87,15 @@ def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB
         if view.startswith("global"):
             columns[title] = list(pixels)
             continue
-        ordered = map(original_order, pixels, batch[f"{view}/cells"][:images].cpu())
         columns[f"{title}\nas it enters"] = [_board(patches) for patches in pixels]
+        ordered = map(original_order, pixels, batch[f"{view}/cells"][:images].cpu())
         columns[f"{title}\noriginal order"] = [_board(patches) for patches in ordered]
-    if not columns:
-        raise ValueError(f"A batch of {sorted(batch)} has no view to paint.")
     return _table({title: [_enlarged(i) for i in column] for title, column in columns.items()})
 
 
 def _board(patches: torch.Tensor) -> torch.Tensor:
     """Nine patches of shape (9, 3, p, p) as a white board with gaps, of shape (3, s, s)."""
-    board = make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)
-    return board[:, GAP:-GAP, GAP:-GAP]
+    return make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)[:, GAP:-GAP, GAP:-GAP]
 
 
 def _enlarged(image: torch.Tensor) -> np.ndarray:

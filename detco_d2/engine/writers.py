@@ -19,8 +19,8 @@ _WINDOW = 20  # values over which noisy scalars have their median taken, as Dete
 class WandbWriter(EventWriter):
     """Sends the scalars that the other writers write, and the pictures, to Weights & Biases.
 
-    The run's id is kept in OUTPUT_DIR/wandb_run_id: who goes on from a checkpoint there continues
-    the same run. All else is as W&B's environment variables say (WANDB_MODE=offline, ...).
+    Who goes on from a checkpoint of OUTPUT_DIR continues its run, whose id is in wandb_run_id.
+    All else is as W&B's environment variables say (WANDB_MODE=offline, ...).
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -19,7 +19,6 @@ from .encoder import Encoder, checkpoint_activations
 from .losses import info_nce
 from .monitors import Monitor
 from .queue import KeyQueue
-from .snapshot import BufferSnapshot
 
 
 class DetCo(nn.Module):
@@ -60,10 +59,7 @@ class DetCo(nn.Module):
             query_encoder: backbone and heads; the momentum encoder starts as its copy.
             families: any of gg, ll, gl (see :data:`detco_d2.families.FAMILIES`).
             stage_weights: w_i for each stage of the encoder.
-            queue_length: K, in images.
-            embed_dim: D.
-            momentum: m of the momentum encoder.
-            temperature: tau.
+            queue_length, embed_dim, momentum, temperature: K (in images), D, m, tau.
             shuffle_bn: shuffle the key images over the processes.
             pixel_mean, pixel_std: of the three channels, on the scale 0..255.
             checkpoint_stages: see :func:`checkpoint_activations`; of the query encoder.
@@ -90,7 +86,8 @@ class DetCo(nn.Module):
         self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
         self.monitor = Monitor()
         self._waiting_keys: list[torch.Tensor] | None = None  # of the parts of an open step
-        self._statistics: BufferSnapshot | None = None
+        self._statistics: list[list[torch.Tensor]] = []  # of both encoders, by type
+        self._statistics_before: list[list[torch.Tensor]] = []  # their copies
         shape = (-1, 1, 1)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(shape), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(shape), persistent=False)
@@ -154,9 +151,14 @@ class DetCo(nn.Module):
         """Remember what a forward pass changes, the running statistics of both encoders."""
         self._waiting_keys = []
         self.monitor.forget()
-        if self._statistics is None:
-            self._statistics = BufferSnapshot(self.query_encoder, self.key_encoder)
-        self._statistics.take()
+        if not self._statistics:
+            both = [*self.query_encoder.buffers(), *self.key_encoder.buffers()]
+            types = {buffer.dtype for buffer in both}
+            self._statistics = [[b for b in both if b.dtype == dtype] for dtype in types]
+        with torch.no_grad():  # in one call a type, which copies by multiplying
+            self._statistics_before = [
+                list(torch._foreach_mul(buffers, 1)) for buffers in self._statistics
+            ]
 
     def finish_step(self) -> None:
         """After the optimiser: the queues take the keys of all parts, the momentum encoder moves.
@@ -179,14 +181,16 @@ class DetCo(nn.Module):
         Raises:
             RuntimeError: no step has begun.
         """
-        if self._statistics is None or self._waiting_keys is None:
+        if self._waiting_keys is None:
             raise RuntimeError("undo_step comes after begin_step.")
-        self._statistics.restore()
+        with torch.no_grad():
+            for buffers, before in zip(self._statistics, self._statistics_before):
+                torch._foreach_copy_(buffers, before)
         self.monitor.forget()
         self._waiting_keys = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._statistics = None  # a change of device or type replaces buffers
+        self._statistics = []  # a change of device or type replaces them
         return super()._apply(fn, recurse)
 
     def normalise(self, images: torch.Tensor | None) -> torch.Tensor | None:
@@ -203,8 +207,7 @@ class DetCo(nn.Module):
     ) -> tuple[torch.Tensor | None, RowExchange | None]:
         """Send the key images to where their batch statistics are taken (MoCo, 3.3).
 
-        An image's global view and its nine patches travel together, as the bytes that they are,
-        while the query encoder works.
+        An image's views travel together, as bytes, while the query encoder works.
         """
         if not self.shuffle_bn or comm.get_world_size() == 1:
             return None, None

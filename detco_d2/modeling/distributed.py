@@ -9,12 +9,7 @@ from detectron2.utils import comm
 
 @torch.no_grad()
 def concat_all_gather(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """Concatenate a tensor of equal shape from every process, in the order of ranks.
-
-    Args:
-        tensor: of any shape and dtype; gradients do not flow back.
-        dim: dimension to concatenate along.
-    """
+    """Concatenate a tensor of equal shape from every process, by rank; no gradient flows back."""
     if comm.get_world_size() == 1:
         return tensor
     gathered = [torch.empty_like(tensor) for _ in range(comm.get_world_size())]
@@ -43,8 +38,7 @@ class RowExchange:
         """
         Args:
             rows: of shape (N, ...), equal in shape and dtype on all processes.
-            order: a permutation of all rows, the same on all processes; this process gets its
-                :func:`own_rows`.
+            order: a permutation of all rows; this process gets its :func:`own_rows`.
         """
         rank, count = comm.get_rank(), len(rows)
         wanted = order.view(-1, count)  # by receiver
@@ -53,11 +47,11 @@ class RowExchange:
         received = torch.bincount(sender[rank], minlength=len(wanted)).tolist()
         # rows arrive by sender, each sender's in the order of the permutation
         self.places = torch.argsort(sender[rank], stable=True).to(rows.device)
-        outgoing = rows[torch.cat(sent).to(rows.device)]
-        self.buffer = torch.empty_like(outgoing)
-        self.outgoing = outgoing  # must live as long as the transfer
+        self.outgoing = rows[torch.cat(sent).to(rows.device)]  # lives as long as the transfer
+        self.buffer = torch.empty_like(self.outgoing)
+        counts = [len(part) for part in sent]
         self.work: Any = dist.all_to_all_single(
-            self.buffer, outgoing, received, [len(part) for part in sent], async_op=True
+            self.buffer, self.outgoing, received, counts, async_op=True
         )
 
     def wait(self) -> torch.Tensor:

@@ -21,14 +21,9 @@ _HEAD_NORMS = {"": None, "BN": nn.BatchNorm1d, "SyncBN": nn.SyncBatchNorm, "LN":
 
 
 class ProjectionHead(nn.Module):
-    """Linear - (norm) - ReLU - Linear, as in MoCo v2, then L2 normalisation."""
+    """Linear - (norm: "", "BN", "SyncBN" or "LN") - ReLU - Linear, then L2 normalisation."""
 
     def __init__(self, in_channels: int, hidden_dim: int, embed_dim: int, norm: str = "") -> None:
-        """
-        Args:
-            in_channels, hidden_dim, embed_dim: widths.
-            norm: "", "BN", "SyncBN" or "LN", after the hidden layer.
-        """
         super().__init__()
         norm_class = _HEAD_NORMS[norm]
         self.hidden = nn.Linear(in_channels, hidden_dim)
@@ -38,9 +33,7 @@ class ProjectionHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(N, in_channels) -> unit vectors of shape (N, D), at least in float32."""
         embedding = self.out(F.relu(self.norm(self.hidden(features))))
-        if embedding.dtype in (torch.float16, torch.bfloat16):
-            embedding = embedding.float()
-        return F.normalize(embedding, dim=1)
+        return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
 
 
 class Encoder(nn.Module):
@@ -59,8 +52,7 @@ class Encoder(nn.Module):
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
             stages: names of the outputs under contrast.
-            global_heads, local_heads: a head of C and of 9C inputs a stage; empty when no family
-                reads such views.
+            global_heads, local_heads: of C and of 9C inputs; empty when no family reads them.
         """
         super().__init__()
         self.memory_format = torch.channels_last  # the same numbers, faster convolutions
@@ -117,39 +109,34 @@ class Encoder(nn.Module):
             for stage in self.stages:
                 embeddings["global", stage] = self.global_heads[stage](pooled[stage])
         if local_patches is not None:
-            num_images, num_patches = local_patches.shape[:2]
             pooled = self._pooled_stages(local_patches.flatten(0, 1))
             for stage in self.stages:
                 # rows are image-major, so this is the concatenation of an image's nine vectors
-                joined = pooled[stage].reshape(num_images, num_patches * pooled[stage].shape[1])
+                joined = pooled[stage].reshape(len(local_patches), -1)
                 embeddings["local", stage] = self.local_heads[stage](joined)
         return embeddings
 
     def _pooled_stages(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Global average pool of each stage: {stage: (N, C)}."""
+        """Means of each stage's map, of shape (N, C)."""
         features = self.backbone(images.contiguous(memory_format=self.memory_format))
         return {stage: features[stage].mean(dim=(2, 3)) for stage in self.stages}
 
 
 def _without_idle_stages(cfg: CfgNode) -> CfgNode:
     """Let a ResNet end at the deepest stage under contrast; DDP refuses layers that idle."""
-    outputs = [name for name in cfg.MODEL.RESNETS.OUT_FEATURES if name in cfg.MODEL.DETCO.STAGES]
+    stages = cfg.MODEL.RESNETS.OUT_FEATURES
     cfg = cfg.clone()
     cfg.defrost()
-    if outputs:
-        cfg.MODEL.RESNETS.OUT_FEATURES = outputs
+    # where none is left, the backbone says which it has
+    cfg.MODEL.RESNETS.OUT_FEATURES = [s for s in stages if s in cfg.MODEL.DETCO.STAGES] or stages
     return cfg
 
 
 def checkpoint_activations(backbone: nn.Module, stages: list[str]) -> None:
-    """Let stages of a backbone drop their activations, and compute them again in the backward pass.
+    """Let children of a backbone (stem, res2, ...) drop their activations, and compute them again.
 
     Costs a second forward pass of those stages; losses, gradients and running statistics stay the
     same.
-
-    Args:
-        backbone: changed in place.
-        stages: names of its direct children, such as stem, res2.
 
     Raises:
         ValueError: no such child.

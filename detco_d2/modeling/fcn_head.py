@@ -1,10 +1,8 @@
-"""The FCN-16s head of MoCo's semantic segmentation protocol, which DetCo follows.
+"""The FCN-16s head of MoCo's semantic segmentation protocol, which DetCo follows."""
 
-Shape shorthand in this module:
-
-    N: images of a batch; C: channels of the backbone's last stage; K: classes
-    H, W: the padded images' size in pixels; h, w: that of the features, H / 16 and W / 16
-"""
+# Shape shorthand in this module:
+#   N: images, C: channels of the backbone's last stage, K: classes
+#   H, W: the padded images' size in pixels, h, w: that of the features, H / 16 and W / 16
 
 from typing import Any
 
@@ -14,6 +12,8 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import nn
+
+_DILATION = 6  # MoCo's, after DeepLab's large field of view
 
 
 class FCN16sHead(nn.Module):
@@ -35,17 +35,13 @@ class FCN16sHead(nn.Module):
         norm: str,
         ignore_value: int,
         loss_weight: float = 1.0,
-        dilation: int = 6,
     ) -> None:
         """
         Args:
-            in_feature, in_channels, stride: the backbone's feature map; the logits are upsampled
-                by its stride.
-            num_classes: how many classes are told apart.
-            conv_dim, norm: channels of the two convolutions, and a Detectron2 norm name.
+            in_feature, in_channels, stride: the backbone's feature map, and by how much the logits
+                are upsampled.
+            num_classes, conv_dim, norm: K, channels of the two convolutions, a Detectron2 norm.
             ignore_value: label of the pixels without a class, and of padding.
-            loss_weight: factor of the loss.
-            dilation: of the two convolutions; 6 is MoCo's, after DeepLab's large field of view.
         """
         super().__init__()
         self.in_feature = in_feature
@@ -58,16 +54,15 @@ class FCN16sHead(nn.Module):
                 channels,
                 conv_dim,
                 kernel_size=3,
-                padding=dilation,
-                dilation=dilation,
+                padding=_DILATION,
+                dilation=_DILATION,
                 bias=not norm,
                 norm=get_norm(norm, conv_dim),
                 activation=F.relu,
             )
+            weight_init.c2_msra_fill(conv)
             self.convs.append(conv)
         self.classifier = Conv2d(conv_dim, num_classes, kernel_size=1)
-        for conv in self.convs:
-            weight_init.c2_msra_fill(conv)
         nn.init.normal_(self.classifier.weight, std=0.01)  # the loss starts at chance, log K
         nn.init.zeros_(self.classifier.bias)
 
@@ -124,10 +119,7 @@ class FCN16sHead(nn.Module):
     def loss(self, logits_NKHW: torch.Tensor, targets_NHW: torch.Tensor) -> torch.Tensor:
         """Compute the mean cross entropy over the pixels that have a class; 0 where none has."""
         height, width = targets_NHW.shape[-2:]
-        total = F.cross_entropy(
-            logits_NKHW[..., :height, :width],
-            targets_NHW,
-            ignore_index=self.ignore_value,
-            reduction="sum",
-        )
-        return total / (targets_NHW != self.ignore_value).sum().clamp(min=1)
+        logits_NKHW = logits_NKHW[..., :height, :width]
+        ignored = self.ignore_value
+        total = F.cross_entropy(logits_NKHW, targets_NHW, ignore_index=ignored, reduction="sum")
+        return total / (targets_NHW != ignored).sum().clamp(min=1)

@@ -66,9 +66,8 @@ def _shift(largest: torch.Tensor) -> torch.Tensor:
 def _column_maximum(logit_SBN: torch.Tensor, fold: int = 64) -> torch.Tensor:
     """The maximum over dimension 1; folding makes rows wide enough for vector instructions."""
     stages, block, queries = logit_SBN.shape
-    if block % fold:
-        return logit_SBN.amax(dim=1)
-    folded = logit_SBN.view(stages, block // fold, fold * queries).amax(dim=1)
+    fold = fold if block % fold == 0 else 1
+    folded = logit_SBN.view(stages, -1, fold * queries).amax(dim=1)
     return folded.view(stages, fold, queries).amax(dim=1)
 
 

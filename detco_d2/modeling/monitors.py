@@ -33,7 +33,7 @@ class Monitor:
         key_SND: torch.Tensor,
         queue_SKD: torch.Tensor,
     ) -> None:
-        """Note `info_nce/`, `top1/`, and closely `top5/` and `alignment/` of terms.
+        """Note `info_nce/`, `top1/`, and closely `top5/` and `alignment/`, of what is compared.
 
         Args:
             terms: (family, stage) of each; they share the S x N queries equally, in this order.
@@ -65,9 +65,9 @@ class Monitor:
         storage = current_event_storage()
         if storage is not None and self._noted:
             names = [name for names, _ in self._noted for name in names]
-            by_name: dict[str, list[float]] = {name: [] for name in names}
+            by_name: dict[str, list[float]] = {}
             for name, value in zip(names, torch.cat([v for _, v in self._noted]).tolist()):
-                by_name[name].append(value)
+                by_name.setdefault(name, []).append(value)
             for name, values in by_name.items():
                 is_in_every_step = name.startswith(("info_nce/", "top1/", "spread/"))
                 storage.put_scalar(name, fmean(values), smoothing_hint=is_in_every_step)
@@ -105,10 +105,7 @@ def is_among_nearest(
 
 @torch.no_grad()
 def squared_distance(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Compute |q - k|^2 of unit vectors (..., D): the alignment (Wang & Isola 2020, alpha = 2).
-
-    0 when a positive coincides with its query, 2 for unrelated vectors, at most 4.
-    """
+    """Compute |q - k|^2 of unit vectors (..., D), 0 to 4: the alignment (Wang & Isola 2020)."""
     return (query - key).square().sum(dim=-1)
 
 

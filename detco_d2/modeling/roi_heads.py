@@ -10,16 +10,11 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """`Res5ROIHeads` with one more norm after res5, as self-supervised C4 detectors have it.
 
-    The norm (`roi_heads.res5.norm`) is new in the detector: no pretrained weight belongs to it.
+    `roi_heads.res5.norm` is a MODEL.RESNETS.NORM, to which no pretrained weight belongs.
     """
 
     @configurable
     def __init__(self, *, extra_norm: str, **kwargs: Any) -> None:
-        """
-        Args:
-            extra_norm: a Detectron2 norm name, MODEL.RESNETS.NORM.
-            kwargs: those of `Res5ROIHeads`.
-        """
         super().__init__(**kwargs)
         self.res5.add_module("norm", get_norm(extra_norm, self.res5[-1].out_channels))
 

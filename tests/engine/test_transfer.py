@@ -17,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from detco_d2.data.datasets import seeded_subset
 from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.pretrain import PretrainTrainer
-from detco_d2.engine.transfer import TransferTrainer, build_evaluator, build_mapper, evaluate
+from detco_d2.engine.transfer import TransferTrainer, build_mapper, evaluate
 
 from ..conftest import NARROW, ROOT, load_config, tiny_config
 
@@ -232,10 +232,12 @@ def test_mixed_precision_on_the_cpu_is_bfloat16_and_close_to_float32(scenes, tmp
 
 def test_the_evaluator_follows_the_metadata(scenes, tmp_path):
     cfg = load_config(DETECTORS[0], "OUTPUT_DIR", str(tmp_path))
-    assert isinstance(build_evaluator(cfg, register_scenes(scenes, "test")), COCOEvaluator)
+    assert isinstance(
+        TransferTrainer.build_evaluator(cfg, register_scenes(scenes, "test")), COCOEvaluator
+    )
     name = "voc_2007_test"
     if os.path.isdir(os.path.join(MetadataCatalog.get(name).dirname, "ImageSets")):
-        assert isinstance(build_evaluator(cfg, name), PascalVOCDetectionEvaluator)
+        assert isinstance(TransferTrainer.build_evaluator(cfg, name), PascalVOCDetectionEvaluator)
     MetadataCatalog.get("detco_untyped").set(evaluator_type="tea")
     with pytest.raises(ValueError, match="evaluator_type is 'tea'"):
-        build_evaluator(cfg, "detco_untyped")
+        TransferTrainer.build_evaluator(cfg, "detco_untyped")

@@ -3,8 +3,6 @@
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.modeling.encoder import ProjectionHead
-
 from ..conftest import R18, make_batch, tiny_config
 
 
@@ -32,6 +30,8 @@ def test_heads_have_the_widths_of_moco_v2_at_each_stage():
         assert head.out.out_features == 128
         assert model.query_encoder.local_heads[stage].hidden.in_features == 9 * channels
         assert isinstance(head.norm, torch.nn.Identity)  # no norm, as in the paper
+        norms = head(torch.randn(7, channels)).norm(dim=1)
+        assert torch.allclose(norms, torch.ones(7))
 
 
 def test_hidden_widths_and_norm_are_config_keys():
@@ -43,8 +43,3 @@ def test_hidden_widths_and_norm_are_config_keys():
     assert [h.hidden.out_features for h in encoder.global_heads.values()] == [8, 9, 10, 11]
     assert [h.hidden.out_features for h in encoder.local_heads.values()] == [12, 13, 14, 15]
     assert isinstance(encoder.local_heads["res5"].norm, torch.nn.BatchNorm1d)
-
-
-def test_embeddings_are_unit_vectors():
-    head = ProjectionHead(6, 5, 4)
-    assert torch.allclose(head(torch.randn(7, 6)).norm(dim=1), torch.ones(7))

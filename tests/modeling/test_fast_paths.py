@@ -115,7 +115,7 @@ def test_the_plain_code_is_really_other_code():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("temperature", [1e-4, 0.001, 0.01, 0.025, 0.2, 5.0])
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 0.2, 5.0])
 @pytest.mark.parametrize("negatives", [1, 63, 8193, 20000])
 def test_loss_and_gradient_are_those_of_concatenated_logits(negatives, temperature, dtype):
     """At any temperature, also where e^(1 / t) is beyond float32; measured in float64."""

