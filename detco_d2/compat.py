@@ -47,8 +47,8 @@ class _CityscapesAlias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     Since December 2024 (commit 4823082a) Detectron2's main imports the public package under a name
     that only its authors have, and can neither load nor evaluate Cityscapes. This is all that the
-    package patches of Detectron2: it imports nothing by itself, and does nothing on 0.5. Forked
-    workers inherit it.
+    package patches of Detectron2: it imports nothing by itself, gives way to a real package of that
+    name, and does nothing on 0.5. Forked workers inherit it.
     """
 
     def find_spec(
@@ -61,7 +61,10 @@ class _CityscapesAlias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(fullname, self) if is_alias else None
         if not f"{_ALIAS}.cityscapesscripts.".startswith(f"{fullname}."):
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        found = next((spec for spec in specs if spec), None)
+        return found or importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
         public = module.__name__.removeprefix(f"{_ALIAS}.")

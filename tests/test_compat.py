@@ -60,3 +60,11 @@ def test_the_evaluation_is_mended_for_new_versions_of_numpy(monkeypatch, tmp_pat
     evaluation.writeDict2JSON({"pixels": numpy.int64(3)}, "matches.json")
     assert list(tmp_path.iterdir()) == []
     assert numpy.in1d(numpy.array([1, 2]), [2]).tolist() == [False, True]
+
+
+def test_a_real_package_of_that_name_wins(monkeypatch, tmp_path):
+    folder = tmp_path.joinpath(*ALIAS.split("."), "helpers")
+    folder.mkdir(parents=True)
+    (folder / "labels.py").write_text("labels = 'the real ones'")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.import_module(f"{ALIAS}.helpers.labels").labels == "the real ones"
