@@ -98,7 +98,7 @@ def test_metrics_are_written_for_every_term(scenes, tmp_path):
             assert 0 < last[f"alignment/{family}_{stage}"] < 4
         for view in ("global", "local"):
             assert -8 < last[f"uniformity/{view}_{stage}"] <= 0
-    assert last["queue/filled"] == 1 and last["queue/age"] == 10 / 4
+    assert last["queue/filled"] == 1
     assert last["chance/loss"] == math.log(11) and last["iteration"] == 19
     assert last["images_per_second"] > 0 and 0 <= last["data_time_share"] <= 1
     assert {"lr", "time"} <= last.keys()
