@@ -205,7 +205,8 @@ class PretrainTrainer(Trainer):
         self.data_seed = state["data_seed"]
         self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
-        changed = {name: (before[name], now[name]) for name in before if before[name] != now[name]}
+        pairs = {name: (value, now.get(name)) for name, value in before.items()}
+        changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         if changed:
             logger.warning(
                 f"The run goes on in another shape (before, now): {changed}. Its queues, encoders "

@@ -225,3 +225,12 @@ def test_pretraining_can_start_from_a_backbone(scenes, tmp_path):
     expected = first.model.query_encoder.backbone.res5[0].conv1.weight
     assert torch.equal(second.model.query_encoder.backbone.res5[0].conv1.weight, expected)
     assert torch.equal(second.model.key_encoder.backbone.res5[0].conv1.weight, expected)
+
+
+def test_a_run_that_goes_on_in_another_shape_says_so(scenes, tmp_path, caplog):
+    trainer = make_trainer(scenes, tmp_path, 2)
+    state = trainer.state_dict()
+    state["shape"].update({"processes": 8, "DATALOADER.NUM_WORKERS": 4})  # once kept for tar shards
+    with caplog.at_level(logging.WARNING):
+        trainer.load_state_dict(state)
+    assert "{'processes': (8, 1), 'DATALOADER.NUM_WORKERS': (4, None)}" in caplog.text
