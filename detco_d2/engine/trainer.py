@@ -75,3 +75,12 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
+        # a fused update of tensors that do not belong together crashes the process
+        for parameter, slots in self._trainer.optimizer.state.items():
+            momentum = slots.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError(
+                    "The optimiser's state in the checkpoint has its parameters in another order, "
+                    "as another version of Detectron2 gives them. Go on with the version that "
+                    "began the run (run.json names it), or start anew with --overwrite."
+                )
