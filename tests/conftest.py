@@ -9,11 +9,13 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
 
 import detco_d2
+from detco_d2.config_files import flatten
 from detco_d2.data.cityscapes import make_train_id_files
 from detco_d2.data.synthetic import write_scenes
 from detco_d2.engine.machine import adapt_to_machine
@@ -31,21 +33,13 @@ def load_config(file: str, *settings: object) -> CfgNode:
     return cfg
 
 
-# A ResNet-18, which has one width only, and a ResNet-50 of a sixteenth of the usual width.
-R18 = [
-    *["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64],
-    *["MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.STEM_OUT_CHANNELS", 64],
-]
-NARROW = [
-    *["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16],
-    *["MODEL.RESNETS.WIDTH_PER_GROUP", 4, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8],
-]
-TINY = [
-    *NARROW,
-    *["MODEL.DETCO.QUEUE_LENGTH", 10, "MODEL.DETCO.EMBED_DIM", 16, "MODEL.DETCO.MOMENTUM", 0.9],
-    *["INPUT.DETCO.GLOBAL_SIZE", 48, "INPUT.DETCO.LOCAL_SIZE", 63, "INPUT.DETCO.PATCH_SIZE", 16],
-    *["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 7],
-]
+with open(os.path.join(ROOT, "tests/fixtures/settings.yaml")) as _file:
+    SETTINGS = {
+        name: [word for pair in flatten(keys) for word in pair]
+        for name, keys in yaml.safe_load(_file).items()
+    }
+R18, NARROW = SETTINGS["R18"], SETTINGS["NARROW"]
+TINY = NARROW + SETTINGS["TINY"]
 
 
 def tiny_config(*settings: object, file: str = "detco.yaml") -> CfgNode:

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from detco_d2 import config
 from detco_d2.config_checks import check_detco_config
 
-from ..conftest import NARROW, R18, ROOT, TINY, load_tool
+from ..conftest import NARROW, R18, ROOT, SETTINGS, TINY, load_tool
 
 # What bash puts before the text of a page.
 PRELUDE = "set -e -o pipefail\n"
@@ -38,21 +38,8 @@ printf '%s\\0' "$#" "${0##*/}" "$@" >> "$NOTES"
 # ResNet-18 stands in for ResNet-50. C4 detectors, which cannot use it, get a narrow ResNet-50 and
 # no weights.
 C4 = [*NARROW, "MODEL.WEIGHTS", ""]
-PRETRAIN = [
-    *TINY,
-    *R18,
-    *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
-    *["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 3, "SOLVER.AMP.ENABLED", False],
-]
-TRAIN = [
-    *["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", 160],
-    *["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160],
-    *["MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16],
-    *["MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20],
-    *["SOLVER.BASE_LR", 0.0001, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()"],
-    *["SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0],
-    *["TEST.PRECISE_BN.ENABLED", False, "SOLVER.AMP.ENABLED", False],
-]
+PRETRAIN = TINY + R18 + SETTINGS["TINIER"] + SETTINGS["DOCS_PRETRAIN"]
+TRAIN = SETTINGS["DOCS_TRAIN"]
 # The values of options, wherever they stand.
 OPTIONS = {"--num-gpus": "0", "--seeds": "1", "--batch": "2", "--shard": "0/9999"}
 # What is added to the arguments of a script, before and after them.

@@ -19,20 +19,9 @@ from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.transfer import TransferTrainer, build_mapper, evaluate
 
-from ..conftest import NARROW, ROOT, load_config, tiny_config
+from ..conftest import NARROW, ROOT, SETTINGS, load_config, tiny_config
 
-SMALL = [
-    *NARROW,
-    *["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32],
-    *["MODEL.ROI_MASK_HEAD.CONV_DIM", 32, "MODEL.RETINANET.NUM_CONVS", 1],
-    *["INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MAX_SIZE_TRAIN", 128, "INPUT.MIN_SIZE_TEST", 96],
-    *["INPUT.MAX_SIZE_TEST", 128, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2],
-    *["SOLVER.STEPS", (1,), "TEST.PRECISE_BN.NUM_ITER", 2, "DATALOADER.NUM_WORKERS", 0],
-    *["MODEL.RPN.PRE_NMS_TOPK_TEST", 100, "MODEL.RPN.POST_NMS_TOPK_TEST", 8, "SEED", 1],
-    *["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0],
-    *["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50],
-    *["TEST.DETECTIONS_PER_IMAGE", 8, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (32, 32)],
-]
+SMALL = NARROW + SETTINGS["DETECTOR"]
 SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"
 SMALL_CROPS = ["INPUT.MIN_SIZE_TRAIN", (64, 192), "INPUT.CROP.SIZE", [97, 97]]
 # What the evaluator of each kind of network must report, and some of the losses behind it.

@@ -16,13 +16,10 @@ from hypothesis import strategies as st
 
 from detco_d2.engine.step import PretrainStep
 
-from ..conftest import ROOT, TINY
+from ..conftest import ROOT, SETTINGS, TINY
 from ..warm import Process
 
-SMALL = [
-    *TINY,
-    *["INPUT.DETCO.GLOBAL_SIZE", 32, "INPUT.DETCO.LOCAL_SIZE", 48, "INPUT.DETCO.PATCH_SIZE", 16],
-]
+SMALL = TINY + SETTINGS["TINIER"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
 REAL = ["env"]  # before a command: its interpreters are started, not forked
 
@@ -62,14 +59,9 @@ def command(
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         start += [str(processes), "--max-restarts", str(restarts)]
-    return [
-        *start,
-        *["pretrain_net.py", "--config-file", "configs/detco.yaml", "--num-gpus", "0"],
-        *[word for word in map(str, settings) if word.startswith("--")],
-        *["DATASETS.TRAIN", f"('{images}',)", "OUTPUT_DIR", str(output)],
-        *map(str, SMALL),
-        *[word for word in map(str, settings) if not word.startswith("--")],
-    ]
+    start += ["pretrain_net.py", "--config-file", "configs/detco.yaml", "--num-gpus", "0"]
+    pairs = ["DATASETS.TRAIN", f"('{images}',)", "OUTPUT_DIR", output, *SMALL, *settings]
+    return start + sorted(map(str, pairs), key=lambda word: not word.startswith("--"))
 
 
 class Run:
