@@ -1,6 +1,5 @@
 """Two gloo processes: equal queues, and the losses of one process on the joined batch."""
 
-import subprocess
 import sys
 
 import pytest
@@ -10,21 +9,17 @@ from detectron2.modeling import build_model
 from detco_d2.modeling import distributed
 
 from .. import warm
-from ..conftest import TINY, make_batch, tiny_config
+from ..conftest import make_batch, tiny_config
 from .worker import NORM_FREE, run
-
-
-def torchrun(*command: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """Two CPU processes; with `before` ("env",) their interpreters are started, not forked."""
-    start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    return warm.run([*before, *start, "--nproc-per-node", "2", *command])
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["buffers_kept", "buffers_broadcast"])
 def ranks(request, tmp_path_factory):
     """What both processes ended with, for each setting of DDP's broadcast_buffers."""
     output = str(tmp_path_factory.mktemp("ranks"))
-    done = torchrun("-m", "tests.distributed.worker", output, str(request.param))
+    words = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    words += ["--nproc-per-node", "2", "-m", "tests.distributed.worker", output]
+    done = warm.run([*words, str(request.param)])
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{output}/rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -81,15 +76,10 @@ def test_the_shuffle_is_a_permutation_that_changes_with_the_step():
     assert torch.equal(first[torch.argsort(first)], torch.arange(64))
 
 
-def test_pretraining_runs_under_torchrun_on_the_cpu(scenes, tmp_path):
-    settings = [str(value) for value in TINY]
-    done = torchrun(
-        *["pretrain_net.py", "--config-file", "configs/detco.yaml", "--num-gpus", "0"],
-        *["DATASETS.TRAIN", f"('{scenes}/train',)", "OUTPUT_DIR", str(tmp_path)],
-        *["SOLVER.MAX_EPOCHS", "2", *settings],
-        before=("env",),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    data = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    assert data["trainer"]["iteration"] == 5  # 2 epochs of 12 // 4
-    assert data["model"]["queue.num_enqueued"] == 24
+def test_every_process_undoes_the_step_that_went_wrong_on_one(ranks):
+    for result in (rank["poisoned"] for rank in ranks):
+        by_keys, by_gradients, by_the_step_after = result["changed"]
+        assert by_keys == by_gradients == [] and len(by_the_step_after) > 100
+        assert result["undone"] == 2 and result["finite"]
+        assert result["finite_losses"] == [True, False]  # of the processes, in the last report
+    assert torch.equal(*(rank["poisoned"]["queue"] for rank in ranks))

@@ -1,5 +1,6 @@
 """Run by torchrun in two CPU processes: steps of DetCo under DDP, and what they end with."""
 
+import math
 import sys
 from typing import Any
 
@@ -7,10 +8,14 @@ import torch
 from detectron2.engine import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
 from detco_d2.compat import create_local_process_group
+from detco_d2.engine.guard import NonFiniteSteps
+from detco_d2.engine.step import PretrainStep
 from detco_d2.modeling.distributed import RowExchange, batch_permutation
 from tests.conftest import R18, make_batch, tiny_config
+from tests.faults.harness import changed, state_of
 
 # With group norm in the backbone nothing depends on who shares a batch.
 NORM_FREE = [*R18, "MODEL.RESNETS.NORM", "GN"]
@@ -44,6 +49,36 @@ def accumulate(model: torch.nn.Module, own: slice) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
+def poison(rank: int, folder: str) -> dict[str, Any]:
+    """What two steps change, in which keys and then gradients of process 1 alone turn into NaN."""
+    model = build_model(tiny_config()).train()
+    optimizer = torch.optim.SGD(model.query_encoder.parameters(), lr=0.05, momentum=0.9)
+    wrapped = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+    batches = (make_batch(2, seed=10 * i + rank) for i in range(4))
+    step = PretrainStep(wrapped, batches, optimizer, nonfinite=NonFiniteSteps(5, folder))
+
+    def run_step(module: torch.nn.Module, value: float) -> dict[str, torch.Tensor]:
+        handle = module.register_forward_hook(lambda _, inputs, result: result + value)
+        with EventStorage():
+            step.run_step()
+        handle.remove()
+        return state_of(step)
+
+    value = math.nan if rank == 1 else 0.0
+    keys, queries = model.key_encoder.global_heads["res4"].out, model.query_encoder.backbone.res3
+    states = [run_step(*poisoned) for poisoned in ((keys, 0.0), (keys, value), (queries, value))]
+    states.append(run_step(keys, 0.0))
+    report = torch.load(f"{folder}/nonfinite_0000000.pt", weights_only=True)  # the last one
+    losses = [process["losses"].values() for process in report["processes"]]
+    return {
+        "finite_losses": [all(map(math.isfinite, values)) for values in losses],
+        "changed": [changed(*pair) for pair in zip(states, states[1:])],
+        "undone": step.nonfinite.total,
+        "finite": all(bool(v.isfinite().all()) for v in states[-1].values()),
+        "queue": model.queue.features,
+    }
+
+
 def main(output: str, broadcast_buffers: bool) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
@@ -75,6 +110,7 @@ def main(output: str, broadcast_buffers: bool) -> None:
     parts = build_model(tiny_config(*NORM_FREE)).double().train()
     result["accumulated"] = accumulate(create_ddp_model(parts, device_ids=None), own)
     result["accumulated_queue"] = parts.queue.features
+    result["poisoned"] = poison(rank, f"{output}/debug{rank}")
     torch.save(result, f"{output}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
