@@ -7,13 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.models import resnet18
 
 from .conftest import load_tool
 from .layouts import write_voc
-
-COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
+from .pictures import write_colours
 
 
 @pytest.fixture
@@ -27,18 +25,6 @@ def probe(monkeypatch):
         tool.main()
 
     return call
-
-
-def write_colours(root, count, rng=None):
-    """So many images of each colour in the folder of their colour, or of one drawn by rng."""
-    for name, colour in COLOURS.items():
-        for i in range(count):
-            folder = root / (name if rng is None else rng.choice(list(COLOURS)))
-            folder.mkdir(parents=True, exist_ok=True)
-            noise = np.random.default_rng([i, *name.encode()]).normal(0, 8, (32, 32, 3))
-            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{name}_{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

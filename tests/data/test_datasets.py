@@ -3,10 +3,8 @@
 import json
 import os
 
-import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from detco_d2.data.datasets import (
     _register_imagenet,
@@ -17,10 +15,7 @@ from detco_d2.data.datasets import (
 )
 from detco_d2.data.synthetic import register_scenes
 
-
-def save_image(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+from ..pictures import save_image
 
 
 def test_a_folder_is_read_recursively_without_registration(tmp_path):

@@ -5,10 +5,8 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from detco_d2.engine.knn import KNNHook, load_knn_halves
 from detco_d2.engine.preflight import check_run
@@ -20,20 +18,14 @@ from detco_d2.weights.input_spec import InputSpec
 
 from ..conftest import R18, tiny_config
 from ..faults.harness import command, finish
+from ..pictures import save_image, write_colours
 from .test_pretrain import assert_same_state, make_trainer
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
     """Class folders of single-coloured images: what random features can tell apart."""
-    root = tmp_path_factory.mktemp("colours")
-    rng = np.random.default_rng(0)
-    for name, colour in {"red": (220, 30, 30), "blue": (30, 30, 220)}.items():
-        (root / name).mkdir()
-        for i in range(12):
-            pixels = np.clip(rng.normal(colour, 8, (40, 48, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i}.png")
-    return str(root)
+    return str(write_colours(tmp_path_factory.mktemp("colours"), 8))
 
 
 def read_metrics(folder):
@@ -131,9 +123,8 @@ def test_two_processes_share_the_images_and_give_the_value_of_the_saved_weights(
 
 def test_a_folder_that_goes_away_does_not_end_training(scenes, tmp_path, caplog):
     for name in ("a", "b"):
-        (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(3):
-            Image.new("RGB", (32, 32)).save(tmp_path / "data" / name / f"{i}.png")
+            save_image(tmp_path / "data" / name / f"{i}.png")
     settings = ["TEST.KNN.DATASET", str(tmp_path / "data"), "TEST.KNN.PERIOD", 1]
     trainer = make_trainer(scenes, tmp_path / "run", 1, *settings)
     hook = next(hook for hook in trainer._hooks if isinstance(hook, KNNHook))
@@ -150,7 +141,7 @@ def test_a_folder_that_goes_away_does_not_end_training(scenes, tmp_path, caplog)
     "make, message",
     [
         (lambda root: None, "neither a registered data set nor an existing"),
-        (lambda root: _save(root / "data" / "only" / "x.png"), "a probe needs two classes"),
+        (lambda root: save_image(root / "data" / "only" / "x.png"), "a probe needs two classes"),
     ],
 )
 def test_wrong_data_is_refused_before_any_process_starts(scenes, tmp_path, make, message):
@@ -160,8 +151,3 @@ def test_wrong_data_is_refused_before_any_process_starts(scenes, tmp_path, make,
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         check_run(cfg, 1)
     assert "data'" in str(error.value)
-
-
-def _save(file):
-    file.parent.mkdir(parents=True)
-    Image.new("RGB", (32, 32)).save(file)

@@ -85,11 +85,6 @@ def test_a_removed_switch_is_ignored_in_files_settings_and_copies(tmp_path):
     assert "FUSED" not in copy.dump() and "CHANNELS_LAST" not in copy.dump()
 
 
-def test_a_missing_config_is_a_missing_file():
-    with pytest.raises(FileNotFoundError, match="'nowhere.yaml' is no local file"):
-        load_config("nowhere.yaml")
-
-
 NAN, INF = float("nan"), float("inf")
 IMPOSSIBLE = [
     ("MODEL.DETCO.STAGES", ["res2", "res3", "res4", "res6"], "['stem', 'res2', 'res3', 'res4'"),

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 
 import pytest
-from PIL import Image
 
 from detco_d2.data.datasets import list_images, load_images
 from detco_d2.data.decode import UnreadableImage
@@ -15,6 +14,7 @@ from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.data.stream import build_pretrain_loader
 
 from ..conftest import load_config
+from ..pictures import save_image
 
 NAMES = [
     "with space.png",
@@ -32,16 +32,11 @@ NAMES = [
 ]
 
 
-def write(path, colour=(9, 8, 7)):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    Image.new("RGB", (20, 20), colour).save(path, "PNG")
-
-
 @pytest.fixture
 def hostile(tmp_path):
     """The names, each in a folder of the same name, with a colour of its own."""
     for i, name in enumerate(NAMES):
-        write(os.path.join(tmp_path, name, name), (i, 0, 0))
+        save_image(os.path.join(tmp_path, name, name), (i, 0, 0))
     return str(tmp_path)
 
 
@@ -73,8 +68,8 @@ def test_a_message_about_a_name_is_one_line_that_any_terminal_can_print(tmp_path
 
 
 def test_a_root_with_two_dots_behind_a_link_is_where_the_system_says(tmp_path):
-    write(tmp_path / "disk" / "photos" / "a.png")
-    write(tmp_path / "photos" / "b.png")
+    save_image(tmp_path / "disk" / "photos" / "a.png", (9, 8, 7))
+    save_image(tmp_path / "photos" / "b.png")
     (tmp_path / "disk" / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "folder")
     (image,) = list_images(str(tmp_path / "link" / ".." / "photos"))
@@ -83,23 +78,17 @@ def test_a_root_with_two_dots_behind_a_link_is_where_the_system_says(tmp_path):
     assert mapper.decode(image).getpixel((0, 0)) == (9, 8, 7)
 
 
-def test_links_in_a_circle_and_second_ways_to_a_folder_are_walked_once(tmp_path):
-    write(tmp_path / "root" / "a.png")
-    write(tmp_path / "root" / "b" / "b.png")
-    write(tmp_path / "elsewhere" / "c.png")
+def test_links_in_a_circle_are_walked_once_and_those_to_nowhere_are_listed(tmp_path):
+    save_image(tmp_path / "root" / "a.png")
+    save_image(tmp_path / "root" / "b" / "b.png")
+    save_image(tmp_path / "elsewhere" / "c.png")
     (tmp_path / "root" / "b" / "circle").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "other").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "third").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "z.png").symlink_to(tmp_path / "unmounted" / "a.png")
     found = [d["file_name"] for d in list_images(str(tmp_path / "root"))]
-    names = ("a.png", "b/b.png", "other/c.png")
+    names = ("a.png", "b/b.png", "other/c.png", "z.png")
     assert found == [str(tmp_path / "root" / name) for name in names]
-
-
-def test_a_link_to_nowhere_is_listed_and_found_unreadable(tmp_path):
-    (tmp_path / "gone.png").symlink_to(tmp_path / "unmounted" / "a.png")
-    (image,) = list_images(str(tmp_path))
-    with pytest.raises(UnreadableImage, match=r"'.*gone\.png': FileNotFoundError"):
-        DetCoDatasetMapper(load_config("moco_v2.yaml")).decode(image)
 
 
 @pytest.mark.parametrize("call", [list_images, lambda root: load_images((root,))])
@@ -141,9 +130,9 @@ def nobody():
 def test_a_folder_that_may_not_be_read_is_an_error_not_an_omission(nobody, below):
     user = os.geteuid()
     os.seteuid(os.getuid())
-    write(os.path.join(nobody, "a.png"))
+    save_image(os.path.join(nobody, "a.png"))
     locked = os.path.join(nobody, below)
-    write(os.path.join(locked, "b.png"))
+    save_image(os.path.join(locked, "b.png"))
     os.chmod(locked, 0)
     os.seteuid(user)
     try:
@@ -157,7 +146,7 @@ def test_a_folder_that_may_not_be_read_is_an_error_not_an_omission(nobody, below
 def test_a_file_that_may_not_be_read_is_a_bad_image(tmp_path, nobody):
     path = os.path.join(nobody, "secret.png")
     os.seteuid(os.getuid())
-    write(path)
+    save_image(path)
     os.chmod(path, 0)
     if os.getuid() == 0:
         os.seteuid(65534)

@@ -7,9 +7,6 @@ import numpy
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils import comm
-
-from detco_d2.data.stream import StreamDataset, StreamSampler
 
 from ..engine.test_pretrain import make_trainer
 from .harness import Run, changed, command, finish, processes_of, saved_state, wait_for
@@ -105,19 +102,3 @@ def test_another_number_of_processes_continues_with_a_note(scenes, tmp_path, bef
     assert f"'processes': ({before}, {after})" in text
     end = saved_state(tmp_path)
     assert end["/trainer/iteration"] == 5 and end["/model/queue.num_enqueued"] == 36
-
-
-def test_the_stream_of_samples_does_not_depend_on_the_number_of_processes(monkeypatch):
-    """So a resume onto another number of them meets the same batches."""
-    dataset = StreamDataset([{"file_name": str(i)} for i in range(10)], lambda d: d, seed=3)
-
-    def batch(world):
-        found = []
-        for rank in range(world):
-            monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-            monkeypatch.setattr(comm, "get_world_size", lambda: world)
-            positions = iter(StreamSampler(start=12))
-            found += [dataset[next(positions)]["file_name"] for _ in range(12 // world)]
-        return sorted(found)
-
-    assert batch(1) == batch(2) == batch(3)

@@ -24,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 
 from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
+from detco_d2.config_files import flatten
 from detco_d2.weights.arrays import KNOWN
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.checkpointer import BackboneCheckpointer
@@ -33,6 +34,10 @@ from detco_d2.weights.reading import read_weight_file, tensors_of
 
 from ..conftest import ROOT, tiny_config
 from .harness import fuzz, mutations, noise
+
+CONFIGS = os.path.join(ROOT, "configs")
+DETCO = os.path.join(CONFIGS, "detco.yaml")
+SHIPPED = sorted(glob.glob(os.path.join(CONFIGS, "**", "*.yaml"), recursive=True))
 
 
 class Call:
@@ -89,20 +94,13 @@ def check_refused(path, name):
     [(as_pickle, range(6)), (as_torch, range(6)), (as_legacy_torch, range(2, 6))],
 )
 def test_code_in_a_weight_file_does_not_run_and_is_named(tmp_path, write, protocols):
-    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    """Whatever the file is called."""
+    marker, endings = tmp_path / "marker", itertools.cycle([".pth", ".pkl", ".pyth", ""])
     for (name, payload), protocol in itertools.product(payloads(marker).items(), protocols):
+        path = tmp_path / f"evil{next(endings)}"
         path.write_bytes(write({"model": {"a": payload}, "__author__": "x"}, protocol))
         check_refused(path, name)
         assert not marker.exists()
-
-
-@pytest.mark.parametrize("file_name", ["evil.pkl", "evil.pth", "evil.pyth", "evil"])
-@pytest.mark.parametrize("write", [as_pickle, as_torch, as_legacy_torch])
-def test_what_a_file_is_called_opens_no_other_door(tmp_path, write, file_name):
-    marker, path = tmp_path / "marker", tmp_path / file_name
-    path.write_bytes(write({"model_state": payloads(marker)["system"]}, 2))
-    check_refused(path, "system")
-    assert not marker.exists()
 
 
 def test_the_command_line_in_a_checkpoint_brings_nothing_else_with_it(tmp_path):
@@ -184,7 +182,7 @@ FLOATS = DTYPE + text(b"f8") + b"K\x00K\x01\x87R"
         "one string for many arrays": (
             stored(
                 text(b"a" * 2000) + b"q\x000",
-                *[EMPTY + b"(K\x01K\xfa\x85" + FLOATS + b"\x89h\x00tb0"] * 9,
+                (EMPTY + b"(K\x01K\xfa\x85" + FLOATS + b"\x89h\x00tb0") * 9,
                 b"}",
             ),
             "more bytes of arrays",
@@ -263,7 +261,7 @@ def test_code_in_a_config_does_not_run_and_is_named_with_its_line(tmp_path, tag,
 def test_code_in_a_setting_is_text(tmp_path):
     marker = tmp_path / "marker"
     for value in (f"__import__('os').system('touch {marker}')", f"!!python/name:os.{marker}"):
-        cfg = load_config(os.path.join(ROOT, "configs", "detco.yaml"), ["OUTPUT_DIR", value])
+        cfg = load_config(DETCO, ["OUTPUT_DIR", value])
         assert cfg.OUTPUT_DIR == value
     assert not marker.exists()
 
@@ -288,27 +286,25 @@ def test_code_in_a_setting_is_text(tmp_path):
         ({"a": "- 1"}, ValueError, "holds a list"),
         ({"a": "\x00\x01\x7f"}, ValueError, "a.yaml' is no plain YAML"),
         ({"a": "[" * 10**4}, ValueError, "recursion"),
+        ({"a": pickle.dumps(torch.zeros(3)).decode("latin1")}, ValueError, "is no plain YAML"),
+        ({"a.yaml/b": ""}, FileNotFoundError, "a.yaml' is no local file"),
+        ({}, FileNotFoundError, "a.yaml' is no local file"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, files, error, message):
     for name, content in files.items():
-        (tmp_path / f"{name}.yaml").write_text(content)
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="latin1")
     with pytest.raises(error, match=message):
         load_config(str(tmp_path / "a.yaml"))
 
 
-def test_a_binary_file_is_no_config(tmp_path):
-    path = tmp_path / "model_final.pth"
-    torch.save({"a": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"model_final.pth' is no plain YAML"):
-        load_config(str(path))
-    with pytest.raises(FileNotFoundError, match="no local file"):
-        load_config(str(tmp_path))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz")
+    folder = tmp_path_factory.mktemp("fuzz")
+    shutil.copytree(CONFIGS, folder / "configs")
+    return folder
 
 
 typing = st.text(string.printable, max_size=8)  # what a keyboard can do
@@ -323,10 +319,13 @@ def small_weights():
     names = ["conv1.weight", "layer1.0.conv1.weight", "bn1.running_var"]
     tensors = {name: torch.arange(4.0).reshape(1, 1, 2, 2) for name in names}
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    content = {"model": arrays, "input_spec": TORCHVISION_SPEC}
     return [
         as_torch({"state_dict": tensors, "epoch": 3}, 2),
         as_legacy_torch({"model": tensors}, 2),
-        *(as_pickle({"model": arrays, "input_spec": TORCHVISION_SPEC}, p) for p in (0, 2, 5)),
+        as_pickle(content, 0),
+        as_pickle(content, 2),
+        as_pickle(content, 5),
         save_safetensors(tensors, {"input_spec": json.dumps(TORCHVISION_SPEC)}),
     ]
 
@@ -415,14 +414,12 @@ tensors = st.builds(
     st.lists(st.integers(0, 3), max_size=5),
     st.sampled_from([torch.float32, torch.float16, torch.bool, torch.complex64, torch.int64]),
 )
-names = st.sampled_from(
-    """
-    conv1.weight layer1.0.conv1.weight module.layer1.0.conv1.weight x.weight res2.0.conv1.weight
-    res2.0.conv2.weight res2.0.conv3.weight res2.x.y query_encoder.backbone.res2.0.conv1.weight
-    backbone.res5.weight conv1_w res2_0_branch2a_w weight bias model state_dict model_state blobs
-    input_spec __author__ matching_heuristics INPUT.FORMAT MODEL.PIXEL_STD
-    """.split()
-)
+prefixes = st.sampled_from(["", "module.", "backbone.", "query_encoder.backbone.", "x."])
+ends = ["conv1.weight", "layer1.0.conv1.weight", "res2.0.conv1.weight", "res2.0.conv3.weight"]
+ends += ["res2.x.y", "conv1_w", "res2_0_branch2a_w", "weight", "bias"]
+wrappers = ["model", "state_dict", "model_state", "blobs", "__author__", "matching_heuristics"]
+wrappers += ["input_spec", *TORCHVISION_SPEC]
+names = st.sampled_from(wrappers) | st.builds("".join, st.tuples(prefixes, st.sampled_from(ends)))
 contents = st.recursive(
     tensors | st.integers() | st.text(max_size=3) | st.none() | st.booleans(),
     lambda inner: st.dictionaries(names | st.integers(), inner, max_size=6),
@@ -450,9 +447,6 @@ def test_weight_files_of_any_contents_load_or_are_refused(folder, spec, content,
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-SHIPPED = sorted(glob.glob(os.path.join(ROOT, "configs", "**", "*.yaml"), recursive=True))
-
-
 def load_any(file, pairs=()):
     """Fails on all but success and the two documented errors."""
     try:
@@ -461,12 +455,15 @@ def load_any(file, pairs=()):
         assert str(error)
 
 
-PAIRED = """
-MODEL. MODEL.DETCO MODEL.DETCO.STAGES MODEL.DETCO.STAGE_WEIGHTS MODEL.DETCO.FAMILIES
-MODEL.DETCO.MOMENTUM MODEL.DEVICE.c MODEL.PIXEL_STD MODEL.RESNETS.OUT_FEATURES SOLVER.BASE_LR
-INPUT.DETCO.GLOBAL_SCALE INPUT.DETCO.COLOR_JITTER INPUT.DETCO.LOCAL_SIZE INPUT.FORMAT
-DATASETS.TRAIN _BASE_ VERSION
-""".split()
+PAIRED = [key for key in dict(flatten(load_config(DETCO))) if "DETCO" in key]
+PAIRED += [
+    "MODEL.",
+    "MODEL.DETCO",
+    "MODEL.DEVICE.c",
+    "MODEL.PIXEL_STD",
+    "MODEL.RESNETS.OUT_FEATURES",
+]
+PAIRED += ["SOLVER.BASE_LR", "INPUT.FORMAT", "DATASETS.TRAIN", "_BASE_", "VERSION"]
 literals = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
@@ -479,7 +476,7 @@ values = literals | literals.map(repr) | st.text(max_size=12)
 @fuzz()
 def test_any_settings_are_taken_or_refused(pairs):
     words = [word for pair in pairs for word in pair]
-    load_any(os.path.join(ROOT, "configs", "detco.yaml"), words)
+    load_any(DETCO, words)
 
 
 LINES = """
@@ -508,29 +505,19 @@ documents = st.dictionaries(
 texts = st.lists(st.sampled_from(LINES) | typing | st.text(max_size=3), max_size=8).map("\n".join)
 
 
-@given(content=documents | texts)
-@fuzz()
-def test_any_text_is_a_config_or_refused(folder, content):
-    path = folder / "fuzz.yaml"
+def damaged(file):
+    with open(file, encoding="utf-8") as content:
+        return mutations(content.read(), typing)
+
+
+@given(st.sampled_from(SHIPPED), st.data())
+@fuzz(2)
+def test_any_text_is_a_config_or_refused(folder, shipped, data):
+    """Also one that was damaged, beside the files that it names."""
+    path = folder / os.path.relpath(os.path.dirname(shipped), ROOT) / "fuzz.yaml"
+    content = data.draw(documents | texts | damaged(shipped))
     path.write_bytes(content.encode(errors="surrogatepass"))
     load_any(path)
-
-
-@pytest.fixture(scope="module")
-def copied(folder):
-    shutil.copytree(os.path.join(ROOT, "configs"), folder / "configs")
-    return folder / "configs"
-
-
-@given(data=st.data())
-@fuzz()
-def test_damaged_configs_are_taken_or_refused(copied, data):
-    name = data.draw(st.sampled_from(SHIPPED))
-    with open(name, encoding="utf-8") as file:
-        content = data.draw(mutations(file.read(), typing))
-    path = copied / os.path.relpath(os.path.dirname(name), os.path.join(ROOT, "configs"))
-    (path / "damaged.yaml").write_text(content, encoding="utf-8")
-    load_any(path / "damaged.yaml")
 
 
 def test_an_undamaged_file_of_each_kind_is_read(folder):

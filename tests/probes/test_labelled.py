@@ -14,17 +14,13 @@ from detco_d2.data.synthetic import register_scenes
 from detco_d2.probes.labelled import LabelledImages, _decode, _square, load_halves
 
 from ..layouts import write_voc
-
-
-def save(file, colour=(0, 0, 0), size=(40, 30)):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file)
+from ..pictures import save_image
 
 
 def folder_of(root, counts):
     for name, count in counts.items():
         for i in range(count):
-            save(root / name / f"{i}.png")
+            save_image(root / name / f"{i}.png")
     return root
 
 
