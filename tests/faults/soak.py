@@ -19,16 +19,7 @@ from pathlib import Path
 from detco_d2.data.synthetic import write_scenes
 
 from ..conftest import ROOT
-from .harness import (
-    Run,
-    changed,
-    command,
-    descendants,
-    processes_of,
-    ranks,
-    saved_state,
-    wait_for,
-)
+from .harness import Run, changed, command, descendants, processes_of, ranks, saved_state, wait_for
 
 SEED = 0
 
