@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -49,26 +50,29 @@ def tiny_config(*settings: object, file: str = "detco.yaml") -> CfgNode:
 
 def load_tool(name: str) -> ModuleType:
     """A script of tools/ as a module, each time anew."""
-    spec = importlib.util.spec_from_file_location(
-        f"tool_{name}", os.path.join(ROOT, "tools", f"{name}.py")
-    )
+    path = os.path.join(ROOT, "tools", f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def make_batch(images: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+def call(tool: ModuleType, *words: object) -> None:
+    """Run a tool in this process with the words of a command line."""
+    with mock.patch.object(sys, "argv", [str(tool.__file__), *map(str, words)]):
+        tool.main()
+
+
+def make_batch(
+    images: int = 4, seed: int = 0, size: int = 48, patch: int = 16
+) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-
+    shapes = {"global": (images, 3, size, size), "local": (images, 9, 3, patch, patch)}
     return {
-        "global_query": draw(images, 3, 48, 48),
-        "global_key": draw(images, 3, 48, 48),
-        "local_query": draw(images, 9, 3, 16, 16),
-        "local_key": draw(images, 9, 3, 16, 16),
+        f"{view}_{side}": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        for view, shape in shapes.items()
+        for side in ("query", "key")
     }
 
 
@@ -85,7 +89,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder as DETECTRON2_DATASETS names it; every class is in each split of each layout."""
     root = str(tmp_path_factory.mktemp("layouts"))
-    write_coco(root, 16, seed=0, size=(160, 208), max_objects=16)
+    write_coco(root, 16, seed=0, size=(160, 208))
     write_voc(root, 12, seed=0, size=(120, 160))
     write_cityscapes(root, 12, seed=0, size=(120, 240))
     return root

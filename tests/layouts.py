@@ -4,7 +4,7 @@ Detectron2's built-in data sets (coco_2017_train, voc_2007_test, ...) read them 
 
 Classes take turns over the objects of a split, whatever an object looks like: a detector can learn
 from these files where objects are, but not which class they have. Images hold at least one object:
-a split of as many images as classes has every class, one of 2.5 * classes / max_objects usually.
+a split of as many images as classes has every class, one of 2.5 * classes / MAX_OBJECTS usually.
 """
 
 import itertools
@@ -20,16 +20,15 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES as VOC_CLASSES
 
 from detco_d2.data.synthetic import draw_scenes, write_coco_annotations
 
+MAX_OBJECTS = 16  # of an image
 Size = tuple[int, int]  # height and width in pixels
 Objects = list[dict[str, Any]]  # annotations as of render_scene
 
 
-def _draw(
-    files: list[Path], key: str, seed: int, size: Size, max_objects: int, labels: list[Any]
-) -> list[Objects]:
+def _draw(files: list[Path], key: str, seed: int, size: Size, labels: list[Any]) -> list[Objects]:
     """Scenes in whose annotations the labels take turns as `category_id`."""
     turn = itertools.cycle(labels)
-    scenes = draw_scenes(files, key, seed, size, max_objects)
+    scenes = draw_scenes(files, key, seed, size, MAX_OBJECTS)
     return [[{**found, "category_id": next(turn)} for found in objects] for objects in scenes]
 
 
@@ -42,14 +41,12 @@ def _as_person(found: dict[str, Any], size: Size) -> dict[str, Any]:
     return {**found, "category_id": 1, "keypoints": keypoints, "num_keypoints": count}
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 
 
-def write_coco(
-    root: str, num_images: int, seed: int, size: Size = (240, 320), max_objects: int = 16
-) -> None:
+def write_coco(root: str, num_images: int, seed: int, size: Size) -> None:
     """Write `root/coco`, with 80 classes of objects, all of which are people for the keypoints.
 
     Args:
@@ -57,7 +54,6 @@ def write_coco(
         num_images: in each of the splits, train2017 and val2017.
         seed: the files are a function of it and of the split.
         size: height and width in pixels; in smaller images few people are of COCO's medium size.
-        max_objects: at most so many objects an image.
     """
     things = [category for category in builtin_meta.COCO_CATEGORIES if category["isthing"]]
     number = {name: i + 1 for i, name in enumerate(builtin_meta.COCO_PERSON_KEYPOINT_NAMES)}
@@ -66,14 +62,14 @@ def write_coco(
     ids, names = [c["id"] for c in things], [f"{i + 1:012d}.jpg" for i in range(num_images)]
     for split in ("train2017", "val2017"):
         files = [Path(root, "coco", split, name) for name in names]
-        scenes = _draw(files, f"coco/{split}", seed, size, max_objects, ids)
+        scenes = _draw(files, f"coco/{split}", seed, size, ids)
         people = [[_as_person(found, size) for found in objects] for objects in scenes]
         folder, end = Path(root, "coco", "annotations"), f"{split}.json"
         write_coco_annotations(folder / f"instances_{end}", names, size, scenes, things)
         write_coco_annotations(folder / f"person_keypoints_{end}", names, size, people, [person])
 
 
-def _voc_annotation(name: str, size: Size, objects: Objects) -> str:
+def voc_annotation(name: str, size: Size, objects: Objects) -> str:
     """VOC's XML, whose boxes count pixels from 1 and include their last."""
     boxes = "".join(
         f"<object><name>{label}</name><pose>Unspecified</pose><truncated>0</truncated>"
@@ -85,9 +81,7 @@ def _voc_annotation(name: str, size: Size, objects: Objects) -> str:
     return f"<annotation><filename>{name}.jpg</filename>{shape}\n{boxes}</annotation>\n"
 
 
-def write_voc(
-    root: str, num_images: int, seed: int, size: Size = (240, 320), max_objects: int = 10
-) -> None:
+def write_voc(root: str, num_images: int, seed: int, size: Size) -> None:
     """Write `root/VOC2007` (trainval, test) and `root/VOC2012` (trainval), with 20 classes.
 
     The arguments are those of :func:`write_coco`; Detectron2 cannot read a split of one image.
@@ -96,10 +90,10 @@ def write_voc(
     for folder, split, prefix in splits:  # of the names, since the splits of a year share folders
         voc, names = Path(root, folder), [f"{prefix}{i + 1:05d}" for i in range(num_images)]
         files = [voc / "JPEGImages" / f"{name}.jpg" for name in names]
-        scenes = _draw(files, f"{folder}/{split}", seed, size, max_objects, list(VOC_CLASSES))
-        _write(voc / "ImageSets" / "Main" / f"{split}.txt", "\n".join([*names, ""]))
+        scenes = _draw(files, f"{folder}/{split}", seed, size, list(VOC_CLASSES))
+        write_text(voc / "ImageSets" / "Main" / f"{split}.txt", "\n".join([*names, ""]))
         for name, objects in zip(names, scenes):
-            _write(voc / "Annotations" / f"{name}.xml", _voc_annotation(name, size, objects))
+            write_text(voc / "Annotations" / f"{name}.xml", voc_annotation(name, size, objects))
 
 
 def _cityscapes(size: Size, objects: Objects, stuff: list[str]) -> dict[str, Any]:
@@ -117,9 +111,7 @@ def _cityscapes(size: Size, objects: Objects, stuff: list[str]) -> dict[str, Any
     return {"imgHeight": height, "imgWidth": width, "objects": polygons}
 
 
-def write_cityscapes(
-    root: str, num_images: int, seed: int, size: Size = (240, 320), max_objects: int = 10
-) -> None:
+def write_cityscapes(root: str, num_images: int, seed: int, size: Size) -> None:
     """Write `root/cityscapes` with 8 classes of objects before vertical bands of 11 of stuff.
 
     The arguments are those of :func:`write_coco`. As in the download, the labels by training id are
@@ -138,11 +130,11 @@ def write_cityscapes(
         stems = [f"{c}/{c}_{i:06d}_000019" for i, c in zip(range(num_images), cities * num_images)]
         images, truth = (Path(root, "cityscapes", x, split) for x in ("leftImg8bit", "gtFine"))
         files = [images / f"{stem}_leftImg8bit.png" for stem in stems]
-        scenes = _draw(files, f"cityscapes/{split}", seed, size, max_objects, things)
+        scenes = _draw(files, f"cityscapes/{split}", seed, size, things)
         for stem, objects in zip(stems, scenes):
             base, annotation = str(truth / f"{stem}_gtFine"), Annotation()
             text = json.dumps(_cityscapes(size, objects, stuff))
-            _write(Path(f"{base}_polygons.json"), text)
+            write_text(Path(f"{base}_polygons.json"), text)
             annotation.fromJsonText(text)
             instances = np.asarray(createInstanceImage(annotation, "ids")).astype(np.uint16)
             cv2.imwrite(f"{base}_instanceIds.png", instances)  # Pillow 13 cannot write its mode

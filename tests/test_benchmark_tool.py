@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from . import warm
-from .conftest import ROOT, load_config, load_tool
+from .conftest import ROOT, call, load_config, load_tool
 
 SETTINGS = ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
 
@@ -57,10 +57,7 @@ def bench(tool, voc, tmp_path, monkeypatch):
     line = f"--suite {suite} --init random --seeds 2 --voc {voc} --fraction 0.5 --fraction 1"
 
     def run(*more):
-        monkeypatch.setattr(sys, "argv", ["tools/benchmark.py", *line.split(), *more])
-        if "--output" not in more:
-            sys.argv[1:1] = ["--output", str(tmp_path)]
-        tool.main()
+        call(tool, "--output", tmp_path, *line.split(), *more)
 
     run.fake, run.output = fake, tmp_path
     return run

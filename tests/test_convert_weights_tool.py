@@ -1,24 +1,22 @@
 """tools/convert_weights.py as a user calls it."""
 
 import re
-import sys
 
 import pytest
 import torch
 import torchvision
 
-from .conftest import load_tool
+from .conftest import call, load_tool
 
 
 @pytest.fixture
-def convert(capsys, monkeypatch):
+def convert(capsys):
     """What the tool ends with, as its exit code and what it printed; run in this process."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
         code = 0
         try:
-            load_tool("convert_weights").main()
+            call(load_tool("convert_weights"), *arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
             print(end.code)
@@ -42,9 +40,8 @@ def test_there_and_back_gives_the_same_bits_and_says_what_it_did(convert, resnet
     assert "100 of 100 backbone tensors of ResNet-18 matched." in said
     assert "not of the backbone, left: fc.* (2)" in said
     assert "Input settings (torchvision's, as the file has none)" in said
-    code, said = convert(
-        "--input", tmp_path / "d2.safetensors", "--to", "timm", "--output", tmp_path / "b.pth"
-    )
+    words = ["--to", "timm", "--output", tmp_path / "b.pth"]
+    code, said = convert("--input", tmp_path / "d2.safetensors", *words)
     assert code == 0, said
     assert "Input settings (of the file)" in said
     first, last = (torch.load(p, weights_only=True) for p in (resnet18, tmp_path / "b.pth"))
@@ -78,9 +75,7 @@ def test_less_than_the_whole_backbone_is_an_error_with_the_table(convert, resnet
         (["INPUT.FORMAT", "BGR"], 1, "trained with INPUT.FORMAT BGR, and .*timm have"),
     ],
 )
-def test_settings_that_are_none_or_not_timms_are_refused_by_their_key(
-    convert, resnet18, tmp_path, opts, code, said
-):
+def test_settings_that_are_none_are_refused_by_key(convert, resnet18, tmp_path, opts, code, said):
     output = tmp_path / "out.pth"
     found = convert("--input", resnet18, "--to", "timm", "--output", output, *opts)
     assert found[0] == code

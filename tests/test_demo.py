@@ -10,6 +10,7 @@ from detco_d2.data.synthetic import write_scenes
 
 from . import warm
 from .conftest import ROOT
+from .layouts import write_text
 
 
 def demo(folder, *words):
@@ -28,20 +29,14 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
         words += ["--images", "my photos"]
     earlier = tmp_path / "out/pretrain/metrics.json", tmp_path / "out/cells/old/cell.json"
     for file in earlier:  # of a longer demo before
-        file.parent.mkdir(parents=True)
-        file.write_text('{"iteration": 900, "total_loss": 1.0}\n')
+        write_text(file, '{"iteration": 900, "total_loss": 1.0}\n')
     done = demo(tmp_path, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert '"iteration": 900' not in earlier[0].read_text() and not earlier[1].exists()
     said = [line for line in done.stdout.splitlines() if line.startswith(sys.executable)]
     scripts = [os.path.relpath(shlex.split(line)[1], ROOT) for line in said]
-    assert scripts == [
-        "pretrain_net.py",
-        "tools/benchmark.py",
-        "tools/visualize.py",
-        "tools/visualize.py",
-        "tools/report.py",
-    ]
+    tools = [f"tools/{name}.py" for name in ("benchmark", "visualize", "visualize", "report")]
+    assert scripts == ["pretrain_net.py", *tools]
     assert ("MODEL.DETCO.QUEUE_LENGTH 20" in said[0]) == (images == "a folder")
     end = done.stdout[done.stdout.index("[5/5]") :]
     assert "| random " in end and "| DetCo " in end and end.endswith("out/report.html\n")

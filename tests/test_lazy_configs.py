@@ -27,9 +27,8 @@ def test_detectron2s_own_loop_trains_it_and_its_backbone_goes_on(scenes, tmp_pat
     cfg = tiny_config()
     model = build_model(cfg).train()
     images = pack_images(load_images([os.path.join(scenes, "train")]))
-    loader = build_pretrain_loader(
-        images, DetCoDatasetMapper(cfg), total_batch_size=4, num_workers=0, seed=0
-    )
+    sizes = dict(total_batch_size=4, num_workers=0, seed=0)
+    loader = build_pretrain_loader(images, DetCoDatasetMapper(cfg), **sizes)
     trainer = SimpleTrainer(model, loader, torch.optim.SGD(model.query_encoder.parameters(), 0.03))
     checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
     trainer.register_hooks([StepHook(model), hooks.PeriodicCheckpointer(checkpointer, period=2)])

@@ -1,30 +1,25 @@
 """tools/probe.py from rendered images to its table and its file."""
 
+import functools
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from .conftest import load_tool
+from .conftest import call, load_tool
 from .layouts import write_voc
 from .pictures import write_colours
 
 
 @pytest.fixture
-def probe(monkeypatch):
-    """The tool in this process, called with words."""
+def probe():
+    """The tool in this process, to be called with words."""
     tool = load_tool("probe")
     tool.setup_logger = lambda **_: None  # it keeps records from those who listen later
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["tools/probe.py", *map(str, words)])
-        tool.main()
-
-    return call
+    return functools.partial(call, tool)
 
 
 @pytest.fixture(scope="module")
@@ -95,5 +90,5 @@ def test_boxes_and_the_classes_of_images_of_a_detection_data_set(probe, tmp_path
 )
 def test_mistakes_are_said_in_one_sentence(probe, colours, capsys, words, message):
     with pytest.raises(SystemExit) as end:
-        probe(*(str(colours[0]) if word == "DATA" else word for word in words))
+        probe(*[word.replace("DATA", str(colours[0])) for word in words])
     assert end.value.code and message in f"{end.value.code} {capsys.readouterr().err}"

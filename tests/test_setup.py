@@ -19,23 +19,17 @@ def setup_env(monkeypatch):
     return module
 
 
-def answer_git(module, monkeypatch, code, text):
+def test_upstream_is_taken_at_the_tested_commit_or_the_index_copy_if_there_is_no_answer(
+    setup_env, monkeypatch
+):
     def run(command, **kwargs):
         assert command[:2] == ["git", "ls-remote"]
-        return subprocess.CompletedProcess(command, code, "", text)
+        return subprocess.CompletedProcess(command, code, "", "fatal: no\nCould not resolve host")
 
-    monkeypatch.setattr(module.subprocess, "run", run)
-
-
-def test_upstream_is_taken_at_the_tested_commit_when_it_answers(setup_env, monkeypatch):
-    answer_git(setup_env, monkeypatch, 0, "")
-    kind, location, _ = setup_env.choose_source()
-    assert kind == "source"
-    assert location == f"git+{setup_env.UPSTREAM}@{setup_env.UPSTREAM_COMMIT}"
-
-
-def test_the_index_copy_is_the_fallback_and_says_why(setup_env, monkeypatch):
-    answer_git(setup_env, monkeypatch, 128, "fatal: unable to access\nCould not resolve host")
+    monkeypatch.setattr(setup_env.subprocess, "run", run)
+    code, upstream = 0, f"git+{setup_env.UPSTREAM}@{setup_env.UPSTREAM_COMMIT}"
+    assert setup_env.choose_source()[:2] == ("source", upstream)
+    code = 128
     kind, location, why = setup_env.choose_source()
     assert (kind, location) == ("index", "detectron2-cdo==0.5")
     assert "Could not resolve host" in why

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from detco_d2.reports import detections
 from detco_d2.weights.checkpointer import BackboneCheckpointer
 from detco_d2.weights.input_spec import InputSpec
 
-from .conftest import load_config, load_tool
+from .conftest import call, load_config, load_tool
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +45,11 @@ def photos(tmp_path_factory):
     return folder
 
 
-def call(tool, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, words), "--size", "64"])
-    tool.main()
-
-
 def test_all_pictures_appear_beside_the_weights(tool, monkeypatch, weights, photos):
     said = []
     monkeypatch.setattr(tool.logger, "warning", lambda *words: said.append(str(words)))
     names = ["--weights", "random", "--weights", f"a $name$={weights}"]
-    call(tool, monkeypatch, "all", *names, "--images", photos, "--count", 3)
+    call(tool, "all", *names, "--images", photos, "--count", 3)
     folder = weights.parent / "pictures"
     assert sorted(os.listdir(folder)) == ["neighbours.png", "pca.png"]
     sizes = {file.stem: Image.open(file).size for file in folder.iterdir()}
@@ -71,12 +65,11 @@ def test_random_is_as_deep_as_the_weights_beside_it(tool, monkeypatch, weights, 
     seen = {}
 
     def note(args, file):
-        seen.update(
-            {name: tool.build_backbone(args, args.weights[name], ["res5"]) for name in args.weights}
-        )
+        for name, path in args.weights.items():
+            seen[name] = tool.build_backbone(args, path, ["res5"])
 
     monkeypatch.setitem(tool.KINDS, "pca", note)
-    call(tool, monkeypatch, "pca", "--weights", "random", "--weights", weights, "--images", photos)
+    call(tool, "pca", "--weights", "random", "--weights", weights, "--images", photos)
     assert list(seen) == ["random", weights.parent.name]
     assert [backbone.channels["res5"] for backbone in seen.values()] == [512, 512]
 
@@ -87,7 +80,7 @@ def test_the_nearest_image_to_the_first_is_its_copy(tool, monkeypatch, weights, 
     copy = tmp_path / "copy.png"
     Image.open(photos / "b.png").save(copy)
     words = ["--weights", weights, "--images", copy, photos, "--stages", "res4"]
-    call(tool, monkeypatch, "neighbours", *words, "--box", "0.5,0,1,0.5")
+    call(tool, "neighbours", *words, "--box", "0.5,0,1,0.5")
     _, pictures, patches, _ = drawn
     (found,) = patches.values()
     assert (pictures[0] == pictures[2]).all() and (found.boxes[0] == found.boxes[2]).all()
@@ -112,7 +105,7 @@ def test_detections_are_drawn_under_the_labels(tool, monkeypatch, detector, scen
     drawn = []
     monkeypatch.setattr(detections, "show_picture", lambda axis, picture: drawn.append(picture))
     words = ["detections", "--weights", f"a={detector}/model_final.pth", "--output", tmp_path]
-    call(tool, monkeypatch, *words)
+    call(tool, *words)
     assert len(drawn) == 8 and (tmp_path / "detections.png").is_file()
     first = read_image(DatasetCatalog.get(f"scenes_test@{scenes}")[0]["file_name"], "RGB")
     assert all(p.shape == first.shape and (p != first).any() for p in drawn[:2])  # with boxes
@@ -132,14 +125,12 @@ def test_detections_are_drawn_under_the_labels(tool, monkeypatch, detector, scen
         (["neighbours", "--weights", "WEIGHTS", "--images", "PHOTOS/a.png"], "more --images"),
     ],
 )
-def test_mistakes_are_explained(
-    tool, monkeypatch, weights, photos, tmp_path, capsys, words, message
-):
+def test_mistakes_are_said(tool, monkeypatch, weights, photos, tmp_path, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     names = {"WEIGHTS": str(weights), "PHOTOS": str(photos)}
     for name, path in names.items():
         words = [word.replace(name, path) for word in words]
     with pytest.raises(SystemExit) as stopped:
-        call(tool, monkeypatch, *words)
+        call(tool, *words)
     said = str(stopped.value) + capsys.readouterr().err
     assert re.search(message, said), said

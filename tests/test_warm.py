@@ -35,9 +35,8 @@ def test_a_process_says_and_ends_with_what_an_interpreter_does(code, tmp_path):
     words = [sys.executable, "-W", "ignore", "-c", code, "--flag", "a b"]
     environment = {**os.environ, "MARK": "x=y"}
     ours = warm.run(words, cwd=tmp_path, env=environment)
-    theirs = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
+    options = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    theirs = subprocess.run(words, **options)
     assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
     assert ours.stderr.splitlines()[-1:] == theirs.stderr.splitlines()[-1:]
 

@@ -15,6 +15,7 @@ from detco_d2.data.datasets import (
 )
 from detco_d2.data.synthetic import register_scenes
 
+from ..layouts import voc_annotation, write_text
 from ..pictures import save_image
 
 
@@ -37,8 +38,7 @@ def test_no_image_is_dropped_for_lacking_boxes(tmp_path, scenes):
     with open(os.path.join(scenes, "annotations", "instances_train.json")) as file:
         content = json.load(file)
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] == 1]
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    write_text(tmp_path / "annotations" / "instances_train.json", json.dumps(content))
     os.symlink(os.path.join(scenes, "train"), tmp_path / "train")
     assert len(load_images([register_scenes(str(tmp_path), "train")])) == 12
 
@@ -70,16 +70,10 @@ def test_subsets_follow_from_the_seed_alone():
 def test_a_voc_folder_brings_its_own_classes(tmp_path):
     for i, label in enumerate(("cat", "ant", "cat", "cat")):
         save_image(tmp_path / "JPEGImages" / f"{i}.jpg")
-        file = tmp_path / "Annotations" / f"{i}.xml"
-        file.parent.mkdir(exist_ok=True)
-        box = "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>6</ymax>"
-        file.write_text(
-            "<annotation><size><width>8</width><height>8</height></size><object>"
-            f"<name>{label}</name><difficult>0</difficult><bndbox>{box}</bndbox></object></annotation>"
-        )
-    listing = tmp_path / "ImageSets" / "Main" / "train.txt"
-    listing.parent.mkdir(parents=True)
-    listing.write_text("0\n1\n2\n3\n")
+        found = {"category_id": label, "bbox": (0, 0, 5, 6)}
+        xml = voc_annotation(str(i), (30, 40), [found])
+        write_text(tmp_path / "Annotations" / f"{i}.xml", xml)
+    write_text(tmp_path / "ImageSets" / "Main" / "train.txt", "0\n1\n2\n3\n")
     half = f"voc_train_0.5_seed0@{tmp_path}"
     register_by_name([half])
     assert MetadataCatalog.get(half).thing_classes == ["ant", "cat"]
@@ -128,9 +122,7 @@ BUILT_IN = [
 
 
 @pytest.mark.parametrize("name, paths", BUILT_IN)
-def test_what_is_missing_is_named_with_the_whole_tree_and_the_variable(
-    standard_data, monkeypatch, name, paths
-):
+def test_what_is_missing_is_named_with_the_tree(standard_data, monkeypatch, name, paths):
     monkeypatch.setenv("DETECTRON2_DATASETS", standard_data)
     prepare_datasets([name], [name])  # all there
     for path in (os.path.join(standard_data, path) for path in paths):
@@ -154,9 +146,7 @@ def test_without_the_variable_the_message_says_which_folder_was_taken(monkeypatc
         prepare_datasets(["detco_nowhere"], [])
 
 
-def test_cityscapes_without_its_packages_is_refused_before_anything_runs(
-    standard_data, monkeypatch
-):
+def test_cityscapes_without_its_packages_is_refused_before_a_start(standard_data, monkeypatch):
     monkeypatch.setattr("detco_d2.data.check.find_spec", lambda name: name != "shapely" or None)
     with pytest.raises(ValueError, match="pip install shapely"):
         prepare_datasets(["cityscapes_fine_instance_seg_train"], [])

@@ -68,10 +68,7 @@ GOLDEN = {
     "LA": (encode(pixel("LA", (100, 51))), grey(224)),  # 255 - 155 * 51 / 255
     "P": (encode(palette(RED, BLUE)), BLUE),
     "P, a transparent colour": (encode(palette(RED, BLUE), transparency=1), WHITE),
-    "P, transparent by a fifth": (
-        encode(palette(RED, BLUE), transparency=b"\xff\xcc"),
-        (51, 51, 255),
-    ),
+    "P, partly transparent": (encode(palette(RED, BLUE), transparency=b"a\xcc"), (51, 51, 255)),
     "GIF, a transparent colour": (encode(palette(RED, BLUE), "GIF", transparency=1), WHITE),
     "RGB": (encode(pixel("RGB", RED)), RED),
     "RGB, a transparent colour": (encode(pixel("RGB", RED), transparency=RED), WHITE),
@@ -119,11 +116,7 @@ def test_modes_that_no_file_has_follow_the_same_rules(mode, value, expected):
 
 @pytest.mark.parametrize(
     "mode, value, reason",
-    [
-        ("I", 70_000, "beyond 16 bits .70000 to 70000"),
-        ("I", -1, "beyond 16 bits"),
-        ("F", 0.5, "floating"),
-    ],
+    [("I", 70_000, "16 bits .70000 to 70000"), ("I", -1, "beyond 16 bits"), ("F", 0.5, "floating")],
 )
 def test_numbers_without_a_known_white_are_refused(mode, value, reason):
     refuse(encode(pixel(mode, value), "TIFF"), reason)
@@ -157,11 +150,10 @@ def test_damaged_exif_data_is_no_reason_to_refuse_the_pixels(kind):
         assert decode(encode(photo(), kind, exif=exif)).size == (160, 120)
 
 
-@pytest.mark.parametrize(
-    "kind, options", [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})]
-)
-def test_of_an_animation_the_first_frame_is_taken(kind, options):
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind):
     frames = [pixel("RGB", colour).resize((20, 20)) for colour in (BLUE, RED)]
+    options = {"lossless": True} if kind == "WEBP" else {}
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(content)).n_frames == 2
     assert decode(content).getcolors() == [(400, BLUE)]

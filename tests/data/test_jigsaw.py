@@ -22,19 +22,14 @@ def test_every_patch_is_the_pixels_it_should_be():
         assert torch.equal(patch[1].long(), columns[None].expand(64, 64))
 
 
-def test_draws_are_permutations_with_offsets_over_the_whole_slack():
+def test_draws_are_permutations_with_an_offset_a_patch_over_the_whole_slack():
     torch.manual_seed(0)
     draws = [draw_jigsaw(255, 64) for _ in range(200)]
     assert all(sorted(cells.tolist()) == list(range(9)) for cells, _ in draws)
     assert len({tuple(cells.tolist()) for cells, _ in draws}) > 190  # a new one for each image
     offsets = torch.stack([o for _, o in draws])
     assert (offsets.min(), offsets.max()) == (0, 21)  # 85 - 64
-
-
-def test_offsets_differ_between_the_patches_of_an_image():
-    torch.manual_seed(0)
-    _, offsets = draw_jigsaw(255, 64)
-    assert len({tuple(o) for o in offsets.tolist()}) > 4
+    assert len({tuple(o) for o in offsets[0].tolist()}) > 4  # of the patches of an image
 
 
 def test_a_batch_is_cut_like_each_of_its_crops():

@@ -86,9 +86,8 @@ def private_memory(dataset_dict):
 def test_a_worker_does_not_grow_with_the_images_it_has_read():
     """A list of dicts would: reading one writes its reference count, and copies its page."""
     images = pack_images([{"file_name": f"{i:050d}.jpg"} for i in range(300_000)])
-    loader = build_pretrain_loader(
-        images, private_memory, total_batch_size=50, num_workers=1, seed=0
-    )
+    sizes = dict(total_batch_size=50, num_workers=1, seed=0)
+    loader = build_pretrain_loader(images, private_memory, **sizes)
     highest = (batch["view"].max().item() for batch in itertools.islice(iter(loader), 140))
     memory = [value for value in highest if value]
     assert memory[-1] - memory[20] < 3 * 2**20  # 5000 reads of 4 KiB pages would be 20 MiB

@@ -32,13 +32,10 @@ def test_boxes_and_masks_are_those_of_the_painted_pixels_which_look_other_than_t
 def test_files_follow_from_seed_and_split(tmp_path):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_scenes(str(tmp_path / folder), "train", 3, seed, size=(64, 64))
-    content = {
-        f: (tmp_path / f / "annotations" / "instances_train.json").read_text() for f in "abc"
-    }
-    assert content["a"] == content["b"] != content["c"]
-    parsed = json.loads(content["a"])
+    a, b, c = ((tmp_path / f"{f}/annotations/instances_train.json").read_text() for f in "abc")
+    assert a == b != c
+    parsed = json.loads(a)
     assert [c["name"] for c in parsed["categories"]] == list(CLASSES)
     assert len({a["id"] for a in parsed["annotations"]}) == len(parsed["annotations"])
-    assert sorted(os.listdir(tmp_path / "a" / "train")) == [
-        i["file_name"] for i in parsed["images"]
-    ]
+    names = [image["file_name"] for image in parsed["images"]]
+    assert sorted(os.listdir(tmp_path / "a" / "train")) == names

@@ -19,11 +19,11 @@ from detco_d2.data.decode import UnreadableImage
 from detco_d2.data.stream import StreamDataset, build_pretrain_loader, load_train_images
 from detco_d2.data.tar import TarImages, list_shards, read_member
 
+from .test_decode import encode, pixel
+
 
 def picture(number, kind="PNG"):
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (number % 256, number // 256, 0)).save(stream, kind)
-    return stream.getvalue()
+    return encode(pixel("RGB", (number % 256, number // 256, 0)), kind)
 
 
 def write_tar(path, members):
@@ -93,9 +93,8 @@ def test_every_image_comes_once_an_epoch_from_a_few_shards_at_a_time(tmp_path):
         windows = [{number // 7 for number in epoch[i : i + 56]} for i in (0, 56, 112)]
         assert [len(shards) for shards in windows] == [8, 8, 4]
         assert epoch[:56] != sorted(epoch[:56])
-        assert [number // 7 for number in epoch[:14]] != sorted(
-            number // 7 for number in epoch[:14]
-        )
+        shards = [number // 7 for number in epoch[:14]]
+        assert shards != sorted(shards)
 
 
 def test_only_one_image_of_a_sample_is_taken(tmp_path):
@@ -156,9 +155,7 @@ def test_an_index_is_made_once_and_anew_for_a_changed_tar_file(tmp_path, monkeyp
     assert names_in(TarImages([f"{tmp_path}/s-*.tar"], "")) == [*first[:3], "new.png", "two.png"]
 
 
-def test_where_the_shards_cannot_be_written_beside_the_index_goes_into_the_run(
-    tmp_path, monkeypatch
-):
+def test_where_shards_cannot_be_written_beside_the_run_has_the_index(tmp_path, monkeypatch):
     for folder in ("a", "b"):
         (tmp_path / folder / "s.tar.index.npz").mkdir(parents=True)  # as good as a read-only folder
         write_tar(tmp_path / folder / "s.tar", {f"{folder}.png": picture(0)})

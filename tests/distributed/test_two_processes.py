@@ -24,13 +24,10 @@ def ranks(request, tmp_path_factory):
     return [torch.load(f"{output}/rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_queues_are_bit_equal_on_both_processes(ranks):
+def test_queues_and_encoders_are_bit_equal_on_both_processes(ranks):
     assert torch.equal(ranks[0]["queue"], ranks[1]["queue"])
     assert torch.equal(ranks[0]["exact_queue"], ranks[1]["exact_queue"])
     assert ranks[0]["count"] == ranks[1]["count"] == 16  # the keys of both, four times
-
-
-def test_both_encoders_are_equal_on_both_processes(ranks):
     assert torch.equal(ranks[0]["query"], ranks[1]["query"])
     assert torch.equal(ranks[0]["key"], ranks[1]["key"])
 

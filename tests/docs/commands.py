@@ -160,9 +160,7 @@ def check(words: Sequence[str]) -> None:
     if program == "pip":
         _check_pip(rest)
     elif program == "make":
-        real = shutil.which(
-            "make", path="/usr/bin:/bin:/usr/local/bin"
-        )  # not the one that runs this
+        real = shutil.which("make", path="/usr/bin:/bin:/usr/local/bin")  # not what runs this
         assert real, "make is not installed"
         done = subprocess.run([real, "-n", *rest], cwd=ROOT, capture_output=True, text=True)
         if done.returncode:

@@ -30,9 +30,8 @@ def _plant_weights(root: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     backbone = read_backbone(str(root / "run/model_final.pth")).tensors
     write_caffe2(backbone, root / "R-50.pkl")
-    moco = {
-        f"module.encoder_q.{TO_TORCHVISION.get(name)}": tensor for name, tensor in backbone.items()
-    }
+    names = {name: f"module.encoder_q.{TO_TORCHVISION.get(name)}" for name in backbone}
+    moco = {names[name]: tensor for name, tensor in backbone.items()}
     torch.save({"state_dict": moco, "arch": "resnet18"}, root / "moco_v2_200ep.pth.tar")
 
 

@@ -15,7 +15,7 @@ from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import to_torchvision, write_tensors
 
 from ..conftest import R18, load_config
-from ..weights.test_export import compare, features_of, normalised
+from ..weights.test_export import compare, features_of, normalised, shaken
 from .test_transfer import SMALL
 
 
@@ -40,17 +40,12 @@ def detector_features(model, images):
 
 def test_a_file_of_timm_trains_in_a_detector_and_goes_back(scenes, tmp_path, photographs):
     torch.manual_seed(0)
-    source = timm.create_model("resnet18", num_classes=7)
-    for name, tensor in source.state_dict().items():
-        if tensor.dim() == 1 and "fc" not in name:  # norms, as if they had been trained
-            tensor.copy_(0.5 + torch.rand(tensor.shape))
+    source = shaken(timm.create_model("resnet18", num_classes=7))
     path = str(tmp_path / "timm.safetensors")
     write_tensors(path, source.state_dict())
     data = ("DATASETS.TRAIN", (register_scenes(scenes, "train"),), "DATASETS.TEST", ())
-    settings = [*data, "MODEL.WEIGHTS", path, "MODEL.ROI_HEADS.NUM_CLASSES", 4]
-    cfg = load_config(
-        "demo/faster_rcnn_R_18_FPN.yaml", *SMALL, *R18, *settings, "OUTPUT_DIR", str(tmp_path)
-    )
+    settings = [*SMALL, *R18, *data, "MODEL.WEIGHTS", path, "MODEL.ROI_HEADS.NUM_CLASSES", 4]
+    cfg = load_config("demo/faster_rcnn_R_18_FPN.yaml", "OUTPUT_DIR", str(tmp_path), *settings)
     trainer = TransferTrainer(cfg)
     trainer.resume_or_load(resume=False)
     # the means on the scale of 0..255 are rounded to float32 in a detector

@@ -110,33 +110,22 @@ def test_undone_steps_neither_fill_the_queues_nor_spoil_the_line(said):
     assert "queues 0 % full, the loss rises until iteration 45" in lines(said)[-1]
 
 
-def spreads(*values):
+@pytest.mark.parametrize(
+    "spread, times",
+    [
+        (30 * [0.001], 1),
+        (10 * [0.0] + 10 * [0.5] + 10 * [0.0], 2),
+        (8 * [0.5] + 2 * [0.0], 0),  # a moment
+    ],
+)
+def test_a_collapse_is_warned_of_once_each_time_it_comes_for_its_stage(caplog, spread, times):
     hook = HealthHook(toy_detco(), 4, period=1000, collapse_period=10)
-
-    def scalars(i):
-        return {"spread/global_res2": values[i][0], "spread/local_res5": values[i][1]}
-
-    follow(hook, len(values), scalars)
-
-
-def warnings(caplog):
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-
-
-def test_a_collapse_is_warned_of_for_its_stage_alone(caplog):
-    spreads(*[(0.9, 0.001)] * 30)
-    (text,) = warnings(caplog)  # once, not three times
-    assert "the local res5 embeddings have collapsed" in text and "global res2" not in text
-
-
-def test_a_collapse_that_has_passed_and_comes_again_is_said_again(caplog):
-    spreads(*[(0.9, 0.0)] * 10, *[(0.9, 0.5)] * 10, *[(0.9, 0.0)] * 10)
-    assert len(warnings(caplog)) == 2
-
-
-def test_a_moment_of_small_spread_is_no_collapse(caplog):
-    spreads(*[(0.9, 0.5)] * 8, *[(0.9, 0.0)] * 2)
-    assert warnings(caplog) == []
+    names = "spread/global_res2", "spread/local_res5"
+    follow(hook, len(spread), lambda i: dict(zip(names, (0.9, spread[i]))))
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(said) == times
+    for text in said:
+        assert "the local res5 embeddings have collapsed" in text and "global res2" not in text
 
 
 @pytest.mark.parametrize(

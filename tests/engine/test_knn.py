@@ -66,9 +66,8 @@ def test_the_class_is_found_in_colours_at_every_stage_and_period(scenes, colours
 def test_what_random_weights_know_is_the_first_value_and_comes_once(scenes, boxes, tmp_path):
     settings = ["TEST.KNN.DATASET", boxes, "TEST.KNN.PERIOD", 50]
     trainer = make_trainer(scenes, tmp_path, 21, *settings)
-    start = FrozenBackbone(
-        copy.deepcopy(trainer.model.query_encoder.backbone), InputSpec(trainer.cfg).settings, ""
-    )
+    backbone = copy.deepcopy(trainer.model.query_encoder.backbone)
+    start = FrozenBackbone(backbone, InputSpec(trainer.cfg).settings, "")
     trainer.train()
     assert read_metrics(tmp_path)[0]["knn/res3"] == value_of(start, boxes, "res3")
     resumed = make_trainer(scenes, tmp_path, 22, *settings)
@@ -101,9 +100,7 @@ def value_of(backbone, data, stage):
     return knn(x["average", stage], y, test_x["average", stage], test_y)
 
 
-def test_two_processes_share_the_images_and_give_the_value_of_the_saved_weights(
-    scenes, boxes, tmp_path
-):
+def test_two_processes_give_the_value_of_the_saved_weights(scenes, boxes, tmp_path):
     """Each process has running statistics of its own; a checkpoint has those of the first."""
     settings = [
         "SOLVER.MAX_ITER",

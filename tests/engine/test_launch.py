@@ -17,9 +17,8 @@ from ..conftest import load_config
 
 
 def flags(num_gpus, num_machines=1):
-    return argparse.Namespace(
-        num_gpus=num_gpus, num_machines=num_machines, machine_rank=0, dist_url="auto"
-    )
+    machines = dict(num_machines=num_machines, machine_rank=0, dist_url="auto")
+    return argparse.Namespace(num_gpus=num_gpus, **machines)
 
 
 def test_more_gpus_than_there_are_is_an_error_that_says_how_many(monkeypatch):

@@ -14,12 +14,9 @@ from ..conftest import load_config
 @pytest.mark.slow
 def test_all_twelve_terms_leave_chance_on_rendered_scenes(tmp_path):
     write_scenes(str(tmp_path), "train", 300, seed=0)
-    cfg = load_config(
-        "demo/detco_R_18.yaml",
-        *["DATASETS.TRAIN", (register_scenes(str(tmp_path), "train"),)],
-        *["MODEL.DETCO.QUEUE_LENGTH", 128, "OUTPUT_DIR", str(tmp_path)],
-    )
-    trainer = PretrainTrainer(cfg)
+    settings = ["DATASETS.TRAIN", (register_scenes(str(tmp_path), "train"),)]
+    settings += ["MODEL.DETCO.QUEUE_LENGTH", 128, "OUTPUT_DIR", str(tmp_path)]
+    trainer = PretrainTrainer(load_config("demo/detco_R_18.yaml", *settings))
     trainer.train()
     last = {
         name: statistics.mean(value for value, _ in history.values()[-50:])

@@ -25,7 +25,8 @@ DETECTION = [
     ("voc_2012_trainval", "bbox", ("AP", "AP50"), 0),
     ("cityscapes_fine_instance_seg_val", "segm", ("AP", "AP50"), 0),
 ]
-SEMANTIC = ("cityscapes_fine_sem_seg_val", "sem_seg", ("IoU",), None)
+SCORES = {"true": 100, "wrong": 0}
+SEMANTIC = ("cityscapes_fine_sem_seg_val", "sem_seg", ("IoU",))
 
 
 class Oracle(nn.Module):
@@ -85,11 +86,8 @@ def answer(record, how, classes):
 
 @pytest.mark.parametrize(
     "how, name, task, metrics, expected",
-    [
-        *[("true", *case[:3], 100) for case in [*DETECTION, SEMANTIC]],
-        *[("wrong", *case[:3], 0) for case in [*DETECTION, SEMANTIC]],
-        *[("nothing", *case) for case in DETECTION],  # a pixel cannot be left without a class
-    ],
+    [(how, *case[:3], score) for how, score in SCORES.items() for case in [*DETECTION, SEMANTIC]]
+    + [("nothing", *case) for case in DETECTION],  # a pixel cannot be left without a class
 )
 def test_an_oracle_scores_what_it_must(standard_data, tmp_path, how, name, task, metrics, expected):
     metadata = MetadataCatalog.get(name)
@@ -99,11 +97,9 @@ def test_an_oracle_scores_what_it_must(standard_data, tmp_path, how, name, task,
         answers[record["file_name"]], here = answer(record, how, classes)
         present |= here
     assert present == set(range(len(classes)))  # no class is left out of the mean
-    cfg = load_config(
-        "coco/mask_rcnn_R_50_FPN_1x.yaml",
-        *["DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path), "DATALOADER.NUM_WORKERS", 0],
-        *["INPUT.MIN_SIZE_TEST", 32, "INPUT.MAX_SIZE_TEST", 64],
-    )
+    settings = ["DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path)]
+    settings += ["DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TEST", 32, "INPUT.MAX_SIZE_TEST", 64]
+    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", *settings)
     results = TransferTrainer.test(cfg, Oracle(answers))
     # COCO's evaluator takes its tasks from the predictions; from none it takes boxes.
     scores = results["bbox" if task not in results and how == "nothing" else task]

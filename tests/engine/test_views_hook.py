@@ -88,14 +88,10 @@ def test_a_mapped_gradient_is_in_order_and_in_its_colours(tmp_path, augmentation
     pixels[..., 0], pixels[..., 1] = ramp[:, None], ramp[None]
     file = tmp_path / "ramp.png"
     Image.fromarray(pixels).save(file)
-    node = "INPUT.DETCO"
-    cfg = load_config(
-        "detco.yaml",
-        *["INPUT.FORMAT", image_format, f"{node}.AUGMENTATION", augmentation],
-        *[f"{node}.FLIP_PROB", 0.0, f"{node}.COLOR_JITTER_PROB", 0.0],
-        *[f"{node}.GRAYSCALE_PROB", 0.0],
-    )
-    mapper = DetCoDatasetMapper(cfg)
+    settings = ["INPUT.FORMAT", image_format, "INPUT.DETCO.AUGMENTATION", augmentation]
+    for name in ("FLIP", "COLOR_JITTER", "GRAYSCALE"):
+        settings += [f"INPUT.DETCO.{name}_PROB", 0.0]
+    mapper = DetCoDatasetMapper(load_config("detco.yaml", *settings))
     torch.manual_seed(0)
     batch = mapper.finish(collate_views([mapper({"file_name": str(file)})]), torch.device("cpu"))
     picture = paint_views(batch, image_format=image_format)
@@ -117,9 +113,7 @@ def pictures_of(folder):
     return sorted(path.name for path in Path(folder, "views").iterdir())
 
 
-def test_the_picture_at_the_start_shows_what_entered_the_step(
-    scenes, tmp_path, monkeypatch, caplog
-):
+def test_the_first_picture_shows_what_entered_the_step(scenes, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     entered, drawn = [], []
     trainer = make_trainer(scenes, tmp_path, 2, "SOLVER.ACCUMULATION_STEPS", 2)

@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +114,16 @@ def wait_for(condition: Callable[[], bool], timeout: float = 120, period: float 
 
 
 def saved_state(output: Path, name: str = "model_final.pth") -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, by path: weights, statistics, queues, momenta, schedule."""
+    """All tensors and numbers of a checkpoint, by path: weights, queues, momenta, schedule."""
 
-    def flat(node: object, path: str) -> dict[str, torch.Tensor]:
-        if isinstance(node, torch.Tensor):
-            return {path: node}
-        if isinstance(node, dict):
-            pairs = list(node.items())
-        elif isinstance(node, (list, tuple)):
-            pairs = list(enumerate(node))
-        else:
-            return {path: torch.tensor(node)} if isinstance(node, (int, float)) else {}
-        return {k: v for key, value in pairs for k, v in flat(value, f"{path}/{key}").items()}
+    def flat(node: object, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+        if isinstance(node, torch.Tensor | int | float):
+            yield path, torch.as_tensor(node)
+        elif isinstance(node, dict | list | tuple):
+            for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+                yield from flat(value, f"{path}/{key}")
 
-    return flat(torch.load(output / name, weights_only=True), "")
+    return dict(flat(torch.load(output / name, weights_only=True), ""))
 
 
 def state_of(step: PretrainStep) -> dict[str, torch.Tensor]:
@@ -143,36 +139,31 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return [name for name in before if not torch.equal(before[name], after[name])]
 
 
-def parents() -> dict[int, int]:
-    """The parent of every process."""
+def running() -> dict[int, tuple[int, bytes]]:
+    """The parent and the command line of every process."""
     found = {}
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):  # it has ended meanwhile
-            if entry.name.isdigit():
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                found[int(entry.name)] = int(fields[1])
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            found[int(entry.name)] = int(fields[1]), (entry / "cmdline").read_bytes()
     return found
 
 
 def ranks(run: Run) -> list[int]:
     """The training processes of torchrun, in their order: its own children."""
-    return sorted(child for child, parent in parents().items() if parent == run.pid)
+    return sorted(pid for pid, (parent, _) in running().items() if parent == run.pid)
 
 
 def descendants(pid: int) -> list[int]:
     """All processes below one, however deep."""
-    known, found = parents(), [pid]
+    known, found = running(), [pid]
     for each in found:  # grows while it is walked
-        found += [child for child, parent in known.items() if parent == each]
+        found += [child for child, (parent, _) in known.items() if parent == each]
     return found[1:]
 
 
 def processes_of(marker: str) -> list[int]:
-    """Processes with a text, such as an output folder, in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                if marker.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
+    """Other processes with a text, such as an output folder, in their command line."""
+    known = running()
+    known.pop(os.getpid(), None)
+    return [pid for pid, (_, words) in known.items() if marker.encode() in words]

@@ -1,7 +1,6 @@
 """Whole runs on folders with broken images: counted, listed, and stopped when they are too many."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,12 @@ from detco_d2.engine.pretrain import PretrainTrainer
 from ..conftest import tiny_config
 from ..engine.test_pretrain import assert_same_state, straight_and_resumed
 from .harness import command, finish
+from .test_images import BROKEN, write_images
 
 
 @pytest.fixture
-def folder(scenes, tmp_path):
-    """17 good images, one cut at 60 %, one empty, one that is HTML."""
-    images = tmp_path / "images"
-    images.mkdir()
-    good = sorted(Path(scenes, "train").rglob("*.jpg"))
-    for i in range(17):
-        shutil.copy(good[i % len(good)], images / f"{i:02d}.jpg")
-    content = good[0].read_bytes()
-    (images / "cut.jpg").write_bytes(content[: len(content) * 6 // 10])
-    (images / "empty.jpg").write_bytes(b"")
-    (images / "page.jpg").write_text("<html>not found</html>")
-    return images
+def folder(tmp_path):
+    return write_images(tmp_path / "images")
 
 
 def make(folder, output, iterations, *settings):
@@ -48,7 +38,7 @@ def test_three_broken_images_of_twenty_are_skipped_counted_and_listed(folder, tm
     trainer.train()
     found = listed(tmp_path / "out")
     names = sorted(Path(entry["file_name"]).name for entry in found)
-    assert names == ["cut.jpg", "empty.jpg", "page.jpg"]
+    assert names == BROKEN
     assert all(entry["reason"] for entry in found)
     assert trainer.storage.history("data/bad_images").latest() == 3
     assert caplog.text.count("is skipped") == 3  # each is said once, in two epochs
@@ -77,7 +67,7 @@ def test_too_many_broken_images_stop_every_process_with_their_number_and_names(f
     code, text = finish(command(str(folder), tmp_path / "out", *settings, processes=2), timeout=120)
     assert code == 1
     assert "3 of 20 images cannot be read, more than the share of 0.1" in text
-    assert "DATALOADER.MAX_BAD_FRACTION" in text and "cut.jpg" in text
+    assert "DATALOADER.MAX_BAD_FRACTION" in text and BROKEN[0] in text
     assert len(listed(tmp_path / "out")) == 3
 
 

@@ -37,9 +37,7 @@ def zero_fill(content):
 @pytest.mark.parametrize("factor", [1, 4])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("damage", [cut, zero_fill])
-def test_a_jpeg_that_lacks_its_end_is_refused_also_when_decoded_smaller(
-    damage, progressive, factor
-):
+def test_a_jpeg_without_its_end_is_refused_also_when_decoded_smaller(damage, progressive, factor):
     content = encode(photo(), "JPEG", quality=95, subsampling=0, progressive=progressive)
     assert decode(content, factor=factor).size == (160 // factor, 120 // factor)
     refuse(damage(content), "damaged", factor=factor)
@@ -128,9 +126,7 @@ def test_a_header_that_claims_2500_megapixels_allocates_nothing(monkeypatch):
     content[16:24] = (50_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", lambda image: pytest.fail("allocates"))
-    refuse(
-        bytes(content), "more pixels than INPUT.DETCO.MAX_PIXELS .89478485.", max_pixels=89478485
-    )
+    refuse(bytes(content), "more pixels than INPUT.DETCO.MAX_PIXELS", max_pixels=89478485)
 
 
 def test_max_pixels_is_the_limit_whatever_pillow_is_set_to(monkeypatch):
@@ -167,14 +163,19 @@ SMALL = ["moco_v2.yaml", "INPUT.DETCO.GLOBAL_SIZE", 16]
 BROKEN = ["03.jpg", "11.jpg", "17.jpg"]
 
 
-@pytest.fixture
-def folder(tmp_path):
+def write_images(folder):
     """20 images, of which one is cut, one is empty, and one is a web page."""
     contents = [encode(photo(seed=i), "JPEG") for i in range(20)]
     contents[3], contents[11], contents[17] = cut(contents[3]), b"", b"<html></html>"
+    folder.mkdir()
     for i, content in enumerate(contents):
-        (tmp_path / f"{i:02d}.jpg").write_bytes(content)
-    return tmp_path
+        (folder / f"{i:02d}.jpg").write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_images(tmp_path / "images")
 
 
 def batches(folder, mapper=None, workers=0):

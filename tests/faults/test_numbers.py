@@ -30,12 +30,8 @@ POISONS = {
     "a gradient that is NaN": lambda t: poison_gradient(t, math.nan),
     "a gradient that is infinite": lambda t: poison_gradient(t, math.inf),
     KEYS: lambda t: poison_module(t.model.key_encoder.global_heads["res3"].out, math.nan),
-    "queries of one stage": lambda t: poison_module(
-        t.model.query_encoder.local_heads["res5"].out, math.inf
-    ),
-    "the backbone's activations": lambda t: poison_module(
-        t.model.query_encoder.backbone.stem, math.nan
-    ),
+    "queries": lambda t: poison_module(t.model.query_encoder.local_heads["res5"].out, math.inf),
+    "activations": lambda t: poison_module(t.model.query_encoder.backbone.stem, math.nan),
 }
 
 

@@ -1,6 +1,7 @@
 """A process that raises, dies or hangs ends the job in time, says why, and leaves no orphan."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -23,36 +24,28 @@ def start(scenes, output, rank, how, processes=2):
 
 
 @pytest.mark.parametrize(
-    "rank, how, message",
+    "processes, rank, how, message",
     [
-        (1, "raise", "KeyError: 'planted'"),
-        (1, "die", "exitcode  : -9"),
-        (0, "hang", "imed out"),
-        (1, "die_loader", "Lower DATALOADER.NUM_WORKERS if memory ran out"),
-        (1, "hang_loader", "DataLoader timed out after 8 seconds"),
+        (2, 1, "raise", "KeyError: 'planted'"),
+        (2, 1, "die", "exitcode  : -9"),
+        (2, 0, "hang", "imed out"),
+        (2, 1, "die_loader", "Lower DATALOADER.NUM_WORKERS if memory ran out"),
+        (2, 1, "hang_loader", "DataLoader timed out after 8 seconds"),
+        (1, 0, "die_loader", "A loader process died or hangs: .*DATALOADER.NUM_WORKERS"),
     ],
 )
-def test_one_of_two_processes_fails_and_the_job_ends_with_its_reason(
-    scenes, tmp_path, rank, how, message
-):
-    run = start(scenes, tmp_path, rank, how)
+def test_a_process_that_fails_ends_the_job(scenes, tmp_path, processes, rank, how, message):
+    run = start(scenes, tmp_path, rank, how, processes)
     run.until(lambda: "Starting training" in run.text())
     since = time.monotonic()
     code, text = run.wait(timeout=120)
     # a process that hangs is not reached by torchrun's SIGTERM, only by its SIGKILL 30 s later
     assert time.monotonic() - since < TIMEOUT + 30 + 25
     assert code == 1
-    assert message in text, text[-4000:]
+    assert re.search(message, text), text[-4000:]
     if how == "raise":
         assert f"[rank{rank}]: KeyError: 'planted'" in text  # torch names the process
         assert "failing_rank.py" in text  # and the line
-    wait_for(lambda: not processes_of(str(tmp_path)), timeout=20)
-
-
-def test_a_failed_loader_process_ends_a_single_process_with_the_key_to_change(scenes, tmp_path):
-    code, text = start(scenes, tmp_path, 0, "die_loader", processes=1).wait(timeout=90)
-    assert code == 1
-    assert "A loader process died or hangs" in text and "DATALOADER.NUM_WORKERS" in text
     wait_for(lambda: not processes_of(str(tmp_path)), timeout=20)
 
 

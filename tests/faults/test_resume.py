@@ -43,9 +43,7 @@ def assert_equal_ends(ours, theirs):
         pytest.param(2, 1, 10, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_ends_where_the_undisturbed_one_ends(
-    scenes, tmp_path, processes, workers, kills
-):
+def test_a_killed_run_ends_like_an_undisturbed_one(scenes, tmp_path, processes, workers, kills):
     """The same command line each time; weights, queues, statistics, momenta and schedule."""
     iterations = 40 if kills == 1 else 200
     settings = ["SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", 10 if kills == 1 else 3]

@@ -20,9 +20,7 @@ def is_training(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_ends_the_run_after_a_saved_step_and_the_same_command_goes_on(
-    scenes, tmp_path, number
-):
+def test_a_signal_ends_the_run_after_a_saved_step_and_it_goes_on(scenes, tmp_path, number):
     words = command(f"{scenes}/train", tmp_path / "stopped", "SOLVER.MAX_ITER", 45)
     run = Run(words)
     run.until(lambda: is_training(run))
@@ -37,9 +35,8 @@ def test_a_signal_ends_the_run_after_a_saved_step_and_the_same_command_goes_on(
     if number == signal.SIGTERM:
         code, text = finish(words)
         assert code == 0 and f"Starting training from iteration {iteration + 1}" in text
-        assert (
-            finish(command(f"{scenes}/train", tmp_path / "straight", "SOLVER.MAX_ITER", 45))[0] == 0
-        )
+        words = command(f"{scenes}/train", tmp_path / "straight", "SOLVER.MAX_ITER", 45)
+        assert finish(words)[0] == 0
         assert_equal_ends(tmp_path / "stopped", tmp_path / "straight")
 
 
@@ -120,12 +117,11 @@ def test_the_slurm_example_is_requeued_and_continues(scenes, tmp_path):
     """With stand-ins for SLURM's commands: srun runs what it is given, scontrol is noted."""
     stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
-    warm = CLIENT.format(
-        python=sys.executable, path=server(), start=["-W", "ignore", "-m", "torch.distributed.run"]
-    )
+    torchrun = ["-W", "ignore", "-m", "torch.distributed.run"]
+    warm = CLIENT.format(python=sys.executable, path=server(), start=torchrun)
     (stand_ins / "warm").write_text(warm)
     (stand_ins / "warm").chmod(stat.S_IRWXU)
-    real = f"{sys.executable} -W ignore -m torch.distributed.run"
+    real = " ".join([sys.executable, *torchrun])
     for name, body in {
         "srun": 'exec "$@"',
         "scontrol": f'echo "scontrol $*" >> {tmp_path}/scontrol.txt; echo localhost',
@@ -136,11 +132,8 @@ def test_the_slurm_example_is_requeued_and_continues(scenes, tmp_path):
     output = tmp_path / "out"
     words = ["bash", os.path.join(ROOT, "tools", "slurm.sh")]
     words += command(f"{scenes}/train", output, "SOLVER.MAX_ITER", 60)[4:]
-    environment = {
-        "PATH": f"{stand_ins}:{os.environ['PATH']}",
-        **{"SLURM_JOB_ID": "17", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost"},
-        **{"SLURM_GPUS_ON_NODE": "2"},
-    }
+    environment = {"SLURM_JOB_ID": "17", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    environment |= {"SLURM_GPUS_ON_NODE": "2", "PATH": f"{stand_ins}:{os.environ['PATH']}"}
     run = Run(words, **environment)
     run.until(lambda: is_training(run))
     os.kill(run.pid, signal.SIGUSR1)  # what `#SBATCH --signal=B:USR1@300` sends to the script

@@ -114,9 +114,7 @@ def test_half_precision_becomes_single(tmp_path, resnet18):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_numbers_that_are_none_are_refused_by_the_tensors_they_are_in(
-    tmp_path, resnet18, detector, value
-):
+def test_numbers_that_are_none_are_refused_by_tensor(tmp_path, resnet18, detector, value):
     broken = {name: tensor.clone() for name, tensor in resnet18.items()}
     broken["layer3.1.bn2.running_var"][7] = value
     path = save(tmp_path, broken)
@@ -130,10 +128,8 @@ def test_numbers_that_are_none_are_refused_by_the_tensors_they_are_in(
 
 def test_a_pycls_file_loads_by_its_names(tmp_path, detector):
     state = {name: tensor for name, tensor in detector.items() if "bottom_up" in name}
-    path = save(
-        tmp_path, {"model_state": {**state, "x.num_batches_tracked": torch.tensor(1)}}, "a.pyth"
-    )
-    found = load(path)
+    content = {"model_state": {**state, "x.num_batches_tracked": torch.tensor(1)}}
+    found = load(save(tmp_path, content, "a.pyth"))
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 

@@ -35,14 +35,10 @@ def test_restricted_to_res5_and_global_it_is_moco_v2():
         out = hidden @ head.out.weight.T + head.out.bias
         return out / out.norm(dim=1, keepdim=True)
 
-    q, k = (
-        embed(model.query_encoder, batch["global_query"]),
-        embed(model.key_encoder, batch["global_key"]),
-    )
-    queue = model.queue.features[0].T
-    logits = torch.cat(
-        [torch.einsum("nc,nc->n", q, k)[:, None], torch.einsum("nc,ck->nk", q, queue)], 1
-    )
+    q = embed(model.query_encoder, batch["global_query"])
+    k = embed(model.key_encoder, batch["global_key"])
+    negatives = torch.einsum("nc,kc->nk", q, model.queue.features[0])
+    logits = torch.cat([torch.einsum("nc,nc->n", q, k)[:, None], negatives], 1)
     expected = (torch.logsumexp(logits / 0.2, 1) - logits[:, 0] / 0.2).mean()
     losses = model(batch)
     assert list(losses) == ["loss_gg_res5"]
@@ -98,9 +94,8 @@ def test_keys_enter_the_queues_after_the_losses(model):
     assert before.shape == (8, 10, 16) and len(set(model.queue_names)) == 8
     batch = make_batch()
     with torch.no_grad():
-        keys = model.key_encoder(
-            model.normalise(batch["global_key"]), model.normalise(batch["local_key"])
-        )
+        views = [model.normalise(batch[name]) for name in ("global_key", "local_key")]
+        keys = model.key_encoder(*views)
     step(model, batch)
     for i, name in enumerate(model.queue_names):
         assert torch.allclose(model.queue.features[i, :4], keys[name], atol=1e-6)
@@ -112,11 +107,8 @@ def test_keys_enter_the_queues_after_the_losses(model):
     [(["gg"], ["res3", "res5"], 2), (["gl"], ["res4"], 1), (["ll", "gl"], ["res5"], 2)],
 )
 def test_any_stages_and_families_can_be_chosen(families, stages, queues):
-    cfg = tiny_config(
-        *["MODEL.DETCO.FAMILIES", families, "MODEL.DETCO.STAGES", stages],
-        *["MODEL.DETCO.STAGE_WEIGHTS", [1.0] * len(stages)],
-    )
-    model = build_model(cfg).train()
+    settings = ["MODEL.DETCO.STAGES", stages, "MODEL.DETCO.STAGE_WEIGHTS", [1.0] * len(stages)]
+    model = build_model(tiny_config("MODEL.DETCO.FAMILIES", families, *settings)).train()
     losses = model(make_batch())
     assert set(losses) == {f"loss_{f}_{s}" for f in families for s in stages}
     assert len(model.queue_names) == queues
@@ -152,14 +144,9 @@ def test_close_watching_adds_top5_alignment_and_uniformity_and_changes_nothing(m
     other = copy.deepcopy(model)
     model.monitor.closely = True
     close, usual = recorded(model, [make_batch()]), recorded(other, [make_batch()])
-    added = {
-        f"{kind}/{f}_res{i}"
-        for kind in ("top5", "alignment")
-        for f in ("gg", "ll", "gl")
-        for i in (2, 3, 4, 5)
-    }
-    added |= {f"uniformity/{view}_res{i}" for view in ("global", "local") for i in (2, 3, 4, 5)}
-    assert close.keys() - usual.keys() == added
+    names = [f"{kind}/{f}" for kind in ("top5", "alignment") for f in ("gg", "ll", "gl")]
+    names += ["uniformity/global", "uniformity/local"]
+    assert close.keys() - usual.keys() == {f"{n}_res{i}" for n in names for i in (2, 3, 4, 5)}
     assert {name: close[name] for name in usual} == usual
     for family in ("gg", "gl", "ll"):
         assert close[f"top1/{family}_res4"] <= close[f"top5/{family}_res4"] <= 1
@@ -250,11 +237,8 @@ class ToyBackbone(Backbone):
 
 
 def test_any_registered_backbone_with_stage_outputs_can_be_pretrained():
-    cfg = tiny_config(
-        *["MODEL.BACKBONE.NAME", "ToyBackbone", "MODEL.DETCO.STAGES", ["s1", "s2"]],
-        *["MODEL.DETCO.STAGE_WEIGHTS", [0.5, 1.0]],
-    )
-    model = build_model(cfg).train()
+    settings = ["MODEL.DETCO.STAGES", ["s1", "s2"], "MODEL.DETCO.STAGE_WEIGHTS", [0.5, 1.0]]
+    model = build_model(tiny_config("MODEL.BACKBONE.NAME", "ToyBackbone", *settings)).train()
     losses = model(make_batch())
     assert set(losses) == {f"loss_{f}_{s}" for f in ("gg", "gl", "ll") for s in ("s1", "s2")}
     sum(losses.values()).backward()

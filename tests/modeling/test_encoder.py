@@ -35,10 +35,9 @@ def test_heads_have_the_widths_of_moco_v2_at_each_stage():
 
 
 def test_hidden_widths_and_norm_are_config_keys():
-    cfg = tiny_config(
-        *["MODEL.DETCO.GLOBAL_HIDDEN_DIMS", [8, 9, 10, 11]],
-        *["MODEL.DETCO.LOCAL_HIDDEN_DIMS", [12, 13, 14, 15], "MODEL.DETCO.HEAD_NORM", "BN"],
-    )
+    cfg = tiny_config("MODEL.DETCO.HEAD_NORM", "BN")
+    cfg.MODEL.DETCO.GLOBAL_HIDDEN_DIMS = [8, 9, 10, 11]
+    cfg.MODEL.DETCO.LOCAL_HIDDEN_DIMS = [12, 13, 14, 15]
     encoder = build_model(cfg).query_encoder
     assert [h.hidden.out_features for h in encoder.global_heads.values()] == [8, 9, 10, 11]
     assert [h.hidden.out_features for h in encoder.local_heads.values()] == [12, 13, 14, 15]

@@ -82,13 +82,7 @@ def test_bfloat16_is_near_float32():
     """Losses within 5 %, and gradients that point the same way (cosine above 0.9)."""
     # 32-pixel patches: torch's bfloat16 convolutions go wrong on the CPU on maps of 1x1 pixels
     cfg = tiny_config("INPUT.DETCO.LOCAL_SIZE", 96, "INPUT.DETCO.PATCH_SIZE", 32)
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"global": (8, 3, 64, 64), "local": (8, 9, 3, 32, 32)}
-    batch = {
-        f"{view}_{side}": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        for view, shape in shapes.items()
-        for side in ("query", "key")
-    }
+    batch = make_batch(8, size=64, patch=32)
     results = []
     for enabled in (False, True):
         torch.manual_seed(0)
@@ -121,9 +115,8 @@ def test_loss_and_gradient_are_those_of_concatenated_logits(negatives, temperatu
     """At any temperature, also where e^(1 / t) is beyond float32; measured in float64."""
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize
-    query, key, queue = (
-        unit(torch.randn(3, size, 16, dtype=dtype), dim=2) for size in (5, 5, negatives)
-    )
+    draws = (torch.randn(3, size, 16, dtype=dtype) for size in (5, 5, negatives))
+    query, key, queue = (unit(draw, dim=2) for draw in draws)
     key[1] = query[1]  # the largest logit that there can be comes first
     queue[2, -1] = query[2, 0]  # and last
     weights = torch.rand(3, dtype=dtype)
@@ -134,9 +127,8 @@ def test_loss_and_gradient_are_those_of_concatenated_logits(negatives, temperatu
     # float32 rounds a logit of 1 / t to 2^-24 / t
     error = 1e-11 if dtype == torch.float64 else 1e-5 + 2e-7 / temperature
     for i in range(3):
-        expected, top1 = references.info_nce(
-            exact[i], key[i].double(), queue[i].double(), temperature
-        )
+        keys = key[i].double(), queue[i].double()
+        expected, top1 = references.info_nce(exact[i], *keys, temperature)
         (slope,) = torch.autograd.grad(expected * weights[i].double(), exact)
         assert loss[i].mean().item() == pytest.approx(expected.item(), rel=error, abs=error)
         assert nearest[i].double().mean() == top1

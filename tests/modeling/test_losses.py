@@ -42,21 +42,16 @@ def forward():
         queries = model.query_encoder(views["global_query"], views["local_query"])
         keys = model.key_encoder(views["global_key"], views["local_key"])
     queue = dict(zip(model.queue_names, model.queue.features.clone()))
-    return model(batch), queries, keys, queue, model
+    return model(batch), queries, keys, queue
 
 
 @pytest.mark.parametrize("stage", ["res2", "res3", "res4", "res5"])
 @pytest.mark.parametrize("family", EQUATIONS)
 def test_each_of_the_12_losses_follows_its_equation(forward, family, stage):
-    losses, queries, keys, queue, model = forward
+    losses, queries, keys, queue = forward
+    assert len(losses) == 12
     _, query_view, key_view = EQUATIONS[family]
-    expected = reference(
-        queries[query_view, stage], keys[key_view, stage], queue[key_view, stage], 0.2
-    )
+    compared = queries[query_view, stage], keys[key_view, stage], queue[key_view, stage]
+    expected = reference(*compared, 0.2)
     weight = {"res2": 0.1, "res3": 0.4, "res4": 0.7, "res5": 1.0}[stage]  # w_i of eq. 1
     assert losses[f"loss_{family}_{stage}"].item() == pytest.approx(weight * expected, rel=1e-9)
-
-
-def test_there_are_12_losses_and_no_other(forward):
-    names = {f"loss_{f}_res{i}" for f in ("gg", "ll", "gl") for i in (2, 3, 4, 5)}
-    assert set(forward[0]) == names

@@ -114,9 +114,8 @@ def test_a_crop_at_the_border_is_moved_into_the_image():
 def test_an_image_is_decoded_once_for_all_of_its_boxes(scenes, monkeypatch):
     train, _ = load_halves(register_scenes(scenes, "train"))
     images, paths = LabelledImages(train, 32), []
-    monkeypatch.setattr(
-        "detco_d2.probes.labelled._decode", lambda path: paths.append(path) or _decode(path)
-    )
+    decode = "detco_d2.probes.labelled._decode"
+    monkeypatch.setattr(decode, lambda path: paths.append(path) or _decode(path))
     together = [images[i][1] for i in range(len(images))]
     assert paths == sorted({item["file_name"] for item in train.items})
     alone = [LabelledImages(train, 32)[i][1] for i in range(len(images))]
@@ -186,9 +185,7 @@ def test_data_without_a_question_is_refused(tmp_path, counts, message):
         load_halves(str(folder_of(tmp_path, counts)))
 
 
-def test_boxes_that_are_all_too_small_and_unlabelled_images_are_refused(
-    boxes, tmp_path, monkeypatch
-):
+def test_too_small_boxes_and_unlabelled_images_are_refused(boxes, tmp_path, monkeypatch):
     monkeypatch.setattr("detco_d2.probes.labelled._MIN_BOX", 500)
     with pytest.raises(ValueError, match="no box of 500 pixels or more in 2 images"):
         load_halves(boxes)

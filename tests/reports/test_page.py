@@ -15,6 +15,8 @@ from detco_d2.reports import page as page_module
 from detco_d2.reports.page import page
 from detco_d2.reports.run_folder import Run
 
+from ..layouts import write_text
+
 STAGES = ("res2", "res3", "res4", "res5")
 VOID = {"meta", "img", "br"}
 CONFIG = {
@@ -54,13 +56,8 @@ class Page(HTMLParser):
         if self.open and self.open[-1] != "style":
             self.texts.append(data)
 
-    @property
-    def ids(self) -> list[str]:
-        return [value for _, name, value in self.attributes if name == "id"]
-
-    @property
-    def alts(self) -> list[str]:
-        return [v for tag, name, v in self.attributes if (tag, name) == ("img", "alt")]
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, name, value in self.attributes if name == attribute]
 
     @property
     def text(self) -> str:
@@ -76,13 +73,10 @@ def check_self_contained(text: str) -> Page:
         if name in ("src", "href"):
             assert re.match(r"data:image/(jpeg|svg\+xml);base64,[\w+/=]+$|#[\w-]+$", value)
     assert "url(" not in text and "@import" not in text
-    policy = [v for tag, name, v in parsed.attributes if tag == "meta" and name == "content"]
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in policy
-    anchors = {v[1:] for tag, name, v in parsed.attributes if name == "href"}
-    assert anchors == set(parsed.ids)
-    assert [t for t, n, v in parsed.attributes if n == "alt" and v].count("img") == (
-        parsed.tags.count("img")
-    )
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert ("meta", "content", policy) in parsed.attributes
+    assert {value[1:] for value in parsed.values("href")} == set(parsed.values("id"))
+    assert len([*filter(None, parsed.values("alt"))]) == parsed.tags.count("img")
     return parsed
 
 
@@ -124,14 +118,12 @@ def write_everything(folder: Path) -> Run:
         probe = {"weights": name, "data": "crops of coco", "num_train": 70, "num_test": 30}
         probe |= {"results": [{**result, "value": value}], "command": f"probe --{name}"}
         probe["chance"] = {"top-1": 12.5}
-        (folder / "probes").mkdir(exist_ok=True)
-        (folder / "probes" / f"{name}.json").write_text(json.dumps(probe))
+        write_text(folder / "probes" / f"{name}.json", json.dumps(probe))
     row = {"a": {"bbox/AP": {"mean": 10.0, "std": 1.0, "n": 5}}}
     row |= {"b": {"bbox/AP": {"mean": 15.0, "std": 0.5, "n": 5}}}
     for name in ("benchmark", "more"):
-        (folder / name).mkdir()
         content = {"summary": {f"{name}/x": row}, "command": f"run {name}"}
-        (folder / name / "results.json").write_text(json.dumps(content))
+        write_text(folder / name / "results.json", json.dumps(content))
     shutil.copy(folder / "pictures/pca.png", folder / "benchmark/detections.png")
     changed = {"SOLVER.MAX_ITER": {"value": "400", "default": "90000"}}
     transfer = [folder / "benchmark", folder / "more"]
@@ -157,8 +149,8 @@ def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
     ):
         assert text in " ".join(parsed.text.split()), text
     assert "Not there" not in parsed.text
-    assert parsed.ids[:3] == ["results", "summary", "curves"]  # it opens with the answer
-    alts = parsed.alts
+    assert parsed.values("id")[:3] == ["results", "summary", "curves"]  # it opens with the answer
+    alts = parsed.values("alt")
     charts = [alt for alt in alts if "over iterations" in alt]
     assert len(charts) == 3 + 3 + 1 + 2 + 1 + 1 + 1 + 2
     assert "global-global over iterations: res2 from 4.81 to 4.41" in charts[0]
@@ -174,7 +166,8 @@ def test_of_what_is_not_there_the_command_that_makes_it_is_named(tmp_path):
     folder = tmp_path / "my run"
     folder.mkdir()
     parsed = check_self_contained(page(Run(folder, detco_curves(), ("", CONFIG))))
-    assert "60 of 400 iterations: not finished" in parsed.text and parsed.ids[0] == "summary"
+    assert "60 of 400 iterations: not finished" in parsed.text
+    assert parsed.values("id")[0] == "summary"
     assert parsed.text.count("Not there; made by") == 5
     for command in ("pretrain_net.py", "visualize.py all", "tools/probe.py", "tools/benchmark.py"):
         assert command in parsed.text
@@ -193,19 +186,16 @@ def test_a_run_of_fine_tuning_has_its_losses_and_results(tmp_path):
     curves |= {"bbox/AP": [(39, 12.5)], "bbox/AP50": [(39, 30.0)], "lr": [(19, 0.1), (39, 0.1)]}
     config = {**CONFIG, "MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}
     parsed = check_self_contained(page(Run(tmp_path, curves, ("", config))))
-    (alt,) = [alt for alt in parsed.alts if alt.startswith("other losses")]
+    (alt,) = [alt for alt in parsed.values("alt") if alt.startswith("other losses")]
     assert "loss_box_reg from 1 to 0.5" in alt
     assert "GeneralizedRCNN" in parsed.text and "There is no warning in the log" in parsed.text
-    assert any("AP from 12.5 to 12.5, AP50 from 30 to 30" in alt for alt in parsed.alts)
-
-
-EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&\ud800\x00"
+    assert any("AP from 12.5 to 12.5, AP50 from 30 to 30" in alt for alt in parsed.values("alt"))
 
 
 def test_no_file_can_bring_in_markup(tmp_path):
     run = write_everything(tmp_path)
     plain = check_self_contained(page(run))
-    evil = json.loads(json.dumps(EVIL))
+    evil = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&\ud800\x00"
     row = {"mean": 1.0, "std": None, "n": 1}
     probe = {"weights": evil, "data": evil, "num_train": evil, "command": evil}
     probe["results"] = [{"probe": evil, "stage": evil, "metric": evil, "value": 1.0}]

@@ -18,11 +18,9 @@ def test_of_an_iteration_that_was_written_twice_the_later_line_stands(tmp_path):
 
 
 def test_half_lines_foreign_lines_and_foreign_values_are_left_out(tmp_path):
-    lines = [
-        *('{"iteration": 0, "lr": 1.0, "name": "x", "flag": true}', "[1, 2]", "", "7"),
-        *('{"lr": 9.0}', '{"iteration": "1", "lr": 9.0}', '{"iteration": 1, "lr": NaN}'),
-        '{"iteration": 2, "lr',
-    ]
+    lines = ['{"iteration": 0, "lr": 1.0, "name": "x", "flag": true}', "[1, 2]", "", "7"]
+    lines += ['{"lr": 9.0}', '{"iteration": "1", "lr": 9.0}', '{"iteration": 1, "lr": NaN}']
+    lines.append('{"iteration": 2, "lr')
     (tmp_path / "metrics.json").write_bytes("\n".join(lines).encode() + b"\xff")
     curves = read_scalars(tmp_path / "metrics.json")
     assert list(curves) == ["lr"] and curves["lr"][0] == (0, 1.0)

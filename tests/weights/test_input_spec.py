@@ -27,9 +27,8 @@ def caffe2_name(name):
     else:
         blob, part = name.removesuffix(".weight").removeprefix("stem."), "w"
     blob = blob.replace("shortcut", "branch1")
-    blob = re.sub(
-        r"(res\d\.\d\.)conv([123])", lambda m: m[1] + "branch2" + "abc"[int(m[2]) - 1], blob
-    )
+    for conv, branch in zip("123", "abc"):
+        blob = re.sub(rf"(res\d\.\d\.)conv{conv}", rf"\1branch2{branch}", blob)
     return f"{blob.replace('.', '_')}_{part}"
 
 
@@ -61,9 +60,7 @@ SUPERVISED = ("MODEL.SUPERVISED_BASELINE", True)
 
 
 @pytest.mark.parametrize("config", [C4, FPN, SEGMENTATION])
-def test_msra_weights_fill_the_whole_backbone_of_the_supervised_baseline(
-    msra_file, backbone, config
-):
+def test_msra_weights_fill_the_backbone_of_the_supervised_baseline(msra_file, backbone, config):
     state = load_into(config, msra_file, *SUPERVISED).state_dict()
     slots = backbone_slots(state)
     assert set(slots) == set(backbone)
@@ -94,10 +91,9 @@ def test_files_with_folded_norms_load_and_half_a_norm_does_not(backbone, tmp_pat
     folded = {name: tensor for name, tensor in backbone.items() if "running_" not in name}
     path = write_caffe2(folded, tmp_path / "folded.pkl")
     state = load_into(SEGMENTATION, path, *SUPERVISED).state_dict()
-    assert torch.equal(
-        state["backbone.res4.3.conv2.norm.weight"], backbone["res4.3.conv2.norm.weight"]
-    )
-    assert state["backbone.res4.3.conv2.norm.running_var"].eq(1).all()
+    norm = "res4.3.conv2.norm"
+    assert torch.equal(state[f"backbone.{norm}.weight"], backbone[f"{norm}.weight"])
+    assert state[f"backbone.{norm}.running_var"].eq(1).all()
     holes = {name: t for name, t in backbone.items() if name != "res4.3.conv2.norm.running_var"}
     with pytest.raises(ValueError, match="1 of 265 backbone tensors did not load"):
         load_into(SEGMENTATION, write_caffe2(holes, tmp_path / "holes.pkl"), *SUPERVISED)

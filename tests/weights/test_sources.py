@@ -43,28 +43,6 @@ OF_DETECTRON2 = "ResNet under the names of Detectron2"
 MOMENTUM = "; its momentum copy ({}.*) is left"
 FILES = {
     OF_TORCHVISION: lambda s: {**s, **linear("fc")},
-    # MoCo v1 and v2
-    f"{OF_TORCHVISION}, behind 'encoder_q.'{MOMENTUM.format('encoder_k')}": lambda s: {
-        "state_dict": under("module.encoder_q.", s | linear("fc.0", "fc.2"))
-        | under("module.encoder_k.", s | linear("fc.0", "fc.2"), 1),
-        "arch": "resnet18",
-    },
-    # MoCo v3
-    f"{OF_TORCHVISION}, behind 'base_encoder.'{MOMENTUM.format('momentum_encoder')}": lambda s: {
-        "state_dict": under("module.base_encoder.", s) | under("module.momentum_encoder.", s, 1)
-    },
-    f"{OF_TORCHVISION}, behind 'module.encoder_q.0.'{MOMENTUM.format('module')}": lambda s: {
-        "state_dict": under("module.encoder_q.0.", s)
-        | under("module.encoder_k.0.", s, 1)
-        | {"queue": torch.zeros(2, 3)},
-    },
-    # OpenSelfSup, DenseCL, MMSelfSup
-    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('encoder_k')}": lambda s: {
-        "meta": {"epoch": 200},
-        "state_dict": under("backbone.", s)
-        | under("encoder_q.0.", s)
-        | under("encoder_k.0.", s, 1),
-    },
     f"{OF_TORCHVISION}; written by 'DenseCL'": lambda s: {"state_dict": s, "author": "DenseCL"},
     f"{OF_DETECTRON2}; written by 'OpenSelfSup'": lambda s: {
         "model": detectron2(s) | linear("stem.fc.0", "stem.fc.2"),
@@ -78,24 +56,10 @@ FILES = {
             "base_model": {"model": {"trunk": under("_feature_blocks.", s), "heads": linear("0")}}
         },
     },
-    # lightly's examples, and its benchmarks
+    # lightly's examples
     "ResNet under the names of an nn.Sequential of its children, behind 'backbone.'"
     + MOMENTUM.format("backbone_momentum"): lambda s: {
         "state_dict": under("backbone.", children(s)) | under("backbone_momentum.", children(s), 1),
-    },
-    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('key_backbone')}": lambda s: {
-        "state_dict": under("backbone.", s)
-        | under("key_backbone.", s, 1)
-        | linear("projection_head.layers.0"),
-    },
-    f"{OF_TORCHVISION}, behind 'student_backbone.'": lambda s: {
-        "state_dict": under("student_backbone.", s) | under("backbone.", s, 1),
-    },
-    # solo-learn
-    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('momentum_backbone')}": lambda s: {
-        "state_dict": under("backbone.", s)
-        | under("momentum_backbone.", s, 1)
-        | linear("classifier", "projector.0"),
     },
     # detectors with FPN, and of the C4 family
     f"{OF_DETECTRON2}, behind 'backbone.bottom_up.'": lambda s: {
@@ -109,6 +73,34 @@ FILES = {
         | linear("roi_heads.res5.norm")
     },
 }
+# Where the trained encoder is, where its momentum copy, how both are called, and what is beside.
+PAIRS = [
+    ("module.encoder_q.", "module.encoder_k.", "encoder_q.", "encoder_k", "module.encoder_q.fc.0"),
+    (
+        "module.base_encoder.",
+        "module.momentum_encoder.",
+        "base_encoder.",
+        "momentum_encoder",
+        "module.x",
+    ),
+    ("module.encoder_q.0.", "module.encoder_k.0.", "module.encoder_q.0.", "module", "queue"),
+    ("backbone.", "encoder_k.0.", "backbone.", "encoder_k", "encoder_q.0.layer1.0.conv1"),
+    ("backbone.", "key_backbone.", "backbone.", "key_backbone", "projection_head.layers.0"),
+    ("student_backbone.", "backbone.", "student_backbone.", "", "student_head"),
+    ("backbone.", "momentum_backbone.", "backbone.", "momentum_backbone", "classifier"),
+]
+
+
+def add_pair(trained, copy, name, copy_name, beside):
+    source = f"{OF_TORCHVISION}, behind '{name}'" + MOMENTUM.format(copy_name) * bool(copy_name)
+    FILES[source] = lambda s: {
+        "state_dict": under(trained, s) | under(copy, s, 1) | linear(beside),
+        "arch": "resnet18",
+    }
+
+
+for pair in PAIRS:  # MoCo v1 to v3, DenseCL, lightly, solo-learn
+    add_pair(*pair)
 
 
 @pytest.mark.parametrize("source", FILES)
