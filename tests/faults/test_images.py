@@ -164,8 +164,8 @@ BROKEN = ["03.jpg", "11.jpg", "17.jpg"]
 
 
 def write_images(folder):
-    """20 images, of which one is cut, one is empty, and one is a web page."""
-    contents = [encode(photo(seed=i), "JPEG") for i in range(20)]
+    """20 images called .jpg, of which one is cut, one empty, one a web page, and one a good PNG."""
+    contents = [encode(photo(seed=i), "JPEG" if i else "PNG") for i in range(20)]
     contents[3], contents[11], contents[17] = cut(contents[3]), b"", b"<html></html>"
     folder.mkdir()
     for i, content in enumerate(contents):

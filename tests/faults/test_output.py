@@ -113,6 +113,7 @@ def images(folder, count):
         (["SOLVER.IMS_PER_BATCH", 16], 1, "DATASETS.TRAIN has 12 images"),
         (["DATALOADER.NUM_WORKERS", 8], 2, "more than the 12 images .* at most 6"),
         (["DATASETS.TRAIN", ()], 1, "DATASETS.TRAIN is empty"),
+        (["DATASETS.TRAIN", ("a.tar", "/b")], 1, "on shards alone or on data sets"),
     ],
 )
 def test_too_many_processes_workers_or_images_are_said(tmp_path, settings, processes, message):

@@ -88,14 +88,14 @@ def test_every_steps_random_numbers_are_those_of_the_undisturbed_run(scenes, tmp
 
 @pytest.mark.parametrize("before, after", [(1, 3), (2, 1)])
 def test_another_number_of_processes_continues_with_a_note(scenes, tmp_path, before, after):
-    def words(processes, iterations):
-        settings = ["SOLVER.MAX_ITER", iterations, "SOLVER.IMS_PER_BATCH", 6]
+    def words(processes, epochs):  # of two iterations
+        settings = ["SOLVER.MAX_EPOCHS", epochs, "SOLVER.IMS_PER_BATCH", 6]
         settings += ["--resume"] if processes == after else []
         return command(f"{scenes}/train", tmp_path, *settings, processes=processes)
 
-    code, text = finish(words(before, 3))
+    code, text = finish(words(before, 1))
     assert code == 0, text[-3000:]
-    code, text = finish(words(after, 6))
+    code, text = finish(words(after, 3))
     assert code == 0, text[-3000:]
     assert f"'processes': ({before}, {after})" in text
     end = saved_state(tmp_path)

@@ -76,26 +76,19 @@ FILES = {
 # Where the trained encoder is, where its momentum copy, how both are called, and what is beside.
 PAIRS = [
     ("module.encoder_q.", "module.encoder_k.", "encoder_q.", "encoder_k", "module.encoder_q.fc.0"),
-    (
-        "module.base_encoder.",
-        "module.momentum_encoder.",
-        "base_encoder.",
-        "momentum_encoder",
-        "module.x",
-    ),
+    ("module.base_encoder.", "module.momentum_encoder.", "base_encoder.", "momentum_encoder"),
     ("module.encoder_q.0.", "module.encoder_k.0.", "module.encoder_q.0.", "module", "queue"),
     ("backbone.", "encoder_k.0.", "backbone.", "encoder_k", "encoder_q.0.layer1.0.conv1"),
     ("backbone.", "key_backbone.", "backbone.", "key_backbone", "projection_head.layers.0"),
-    ("student_backbone.", "backbone.", "student_backbone.", "", "student_head"),
+    ("student_backbone.", "backbone.", "student_backbone.", ""),
     ("backbone.", "momentum_backbone.", "backbone.", "momentum_backbone", "classifier"),
 ]
 
 
-def add_pair(trained, copy, name, copy_name, beside):
+def add_pair(trained, copy, name, copy_name, *beside):
     source = f"{OF_TORCHVISION}, behind '{name}'" + MOMENTUM.format(copy_name) * bool(copy_name)
     FILES[source] = lambda s: {
-        "state_dict": under(trained, s) | under(copy, s, 1) | linear(beside),
-        "arch": "resnet18",
+        "state_dict": under(trained, s) | under(copy, s, 1) | linear(*beside)
     }
 
 
