@@ -7,8 +7,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.modeling import distributed
-
 from .. import warm
 from ..conftest import TINY, make_batch, tiny_config
 from .worker import NORM_FREE, run
@@ -52,12 +50,15 @@ def test_losses_and_queues_are_those_of_one_process_on_the_joined_batch(ranks):
     assert torch.allclose(ranks[0]["exact_queue"], model.queue.features, rtol=1e-6, atol=1e-9)
 
 
-def test_rows_travel_to_the_process_that_the_permutation_names(ranks):
+def test_the_shuffle_deals_rows_anew_in_each_step_and_can_be_undone(ranks):
     everything = torch.cat([torch.arange(8).view(4, 2) + 10 * rank for rank in range(2)])
     order = ranks[0]["order"]
+    assert sorted(order.tolist()) == list(range(8))
     assert {int(i) // 4 for i in order[:4]} == {0, 1}  # or no row would have to travel
-    joined = torch.cat([rank["exchanged"] for rank in ranks])
-    assert torch.equal(joined, everything[order])
+    assert torch.equal(torch.cat([rank["dealt"] for rank in ranks]), everything[order])
+    for rank in ranks:
+        assert torch.equal(rank["undone"], everything)
+        assert not torch.equal(rank["next_order"], order)
 
 
 def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
@@ -72,13 +73,6 @@ def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
         same_keys = torch.tensor([0, 2, 1, 3])  # the first parts of both come before the second
         kept = model.queue.features[:, same_keys]
         assert torch.allclose(rank["accumulated_queue"][:, :4], kept, rtol=1e-6, atol=1e-9)
-
-
-def test_the_shuffle_is_a_permutation_that_changes_with_the_step():
-    first, second = (distributed.batch_permutation(64, seed) for seed in (0, 64))
-    assert sorted(first.tolist()) == list(range(64))
-    assert not torch.equal(first, second)
-    assert torch.equal(first[torch.argsort(first)], torch.arange(64))
 
 
 def test_pretraining_runs_under_torchrun_on_the_cpu(scenes, tmp_path):

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from detco_d2.compat import create_local_process_group
-from detco_d2.modeling.distributed import RowExchange, batch_permutation
+from detco_d2.modeling.distributed import Shuffle, concat_all_gather
 from tests.conftest import R18, make_batch, tiny_config
 
 # With group norm in the backbone nothing depends on who shares a batch.
@@ -68,8 +68,10 @@ def main(output: str, broadcast_buffers: bool) -> None:
     result["exact_queue"] = exact.queue.features
 
     rows = torch.arange(8).view(4, 2) + 10 * rank
-    order = batch_permutation(8, seed=3)
-    result["exchanged"], result["order"] = RowExchange(rows, order).wait(), order
+    shuffle = Shuffle(rows, seed=3)
+    result["dealt"], result["order"] = shuffle.wait(), shuffle.order
+    result["undone"] = shuffle.undo(concat_all_gather(result["dealt"]), dim=0)
+    result["next_order"] = Shuffle(rows, seed=11).order
 
     torch.manual_seed(0)
     parts = build_model(tiny_config(*NORM_FREE)).double().train()
