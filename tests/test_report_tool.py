@@ -2,7 +2,6 @@
 
 import html
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -45,14 +44,9 @@ def call(tool, monkeypatch, *words):
     tool.main()
 
 
-def test_the_page_is_written_beside_the_run_with_what_differs_from_the_defaults(
-    tool, monkeypatch, run
-):
+def test_the_page_is_written_beside_the_run(tool, monkeypatch, run):
     call(tool, monkeypatch, run)
     text = (run / "report.html").read_text()
-    changed = dict(re.findall(r"<tr><td>([\w.]+) *</td><td>(.*?) *</td>", text))
-    assert changed["MODEL.DETCO.QUEUE_LENGTH"] == "10" and changed["SOLVER.MAX_ITER"] == "100"
-    assert "MODEL.DETCO.TEMPERATURE" not in changed and "MODEL.PIXEL_STD" in changed
     assert "60 of 100 iterations" in text
 
 

@@ -1,4 +1,4 @@
-"""One page about a run that needs no network: results, curves, pictures, tables, command lines.
+"""One page about a run that needs no network: results, curves, pictures, tables, versions, command lines.
 
 Whatever comes from a file is escaped, and the page forbids the browser to load or run anything.
 """
@@ -90,7 +90,6 @@ def page(run: Run) -> str:
         views=_pictures(run.folder / "views", "the views that enter the network", last=2),
         features=_pictures(run.folder / "pictures", "what features look like"),
         probes=_probes(run),
-        changed=table("key that differs", run.changed),
         starts=json.dumps(starts, indent=1) if starts else "",
         explanation=EXPLANATION,
         quoted=shlex.quote,
