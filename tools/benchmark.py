@@ -30,7 +30,7 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from detco_d2.config import MSRA_SPEC, apply_supervised_baseline, load_config
+from detco_d2.config import load_config
 from detco_d2.config_files import flatten
 from detco_d2.data.datasets import prepare_datasets
 from detco_d2.engine.record import command_line
@@ -101,8 +101,6 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
 def init_settings(path: str) -> tuple[str, ...]:
     """KEY VALUE pairs with which a detector starts from a weight file, or at random from ""."""
     spec = read_backbone(path).spec if path else {}
-    if spec == MSRA_SPEC:
-        return ("MODEL.WEIGHTS", path, "MODEL.SUPERVISED_BASELINE", "True")
     pairs = [(k, v) for k, v in spec.items() if k != "MODEL.RESNETS.DEPTH"]  # must agree by itself
     return ("MODEL.WEIGHTS", path, *(str(item) for pair in pairs for item in pair))
 
@@ -120,7 +118,6 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     more = ["DATASETS.TRAIN", repr(with_seed(cfg.DATASETS.TRAIN, cell.seed))]
     more += ["TEST.EVAL_PERIOD", str(period)]
     cfg.merge_from_list(more)
-    apply_supervised_baseline(cfg)
     prepare_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     identity = dict(flatten(json.loads(json.dumps(cfg))))  # values as JSON keeps them
     identity.update({"weights": file_digest(path), "MODEL.WEIGHTS": Path(path).name})

@@ -1,4 +1,4 @@
-"""One page about a run that needs no network: results, curves, pictures, tables, versions, command lines.
+"""One page about a run, without a network: results, curves, pictures, tables, versions, commands.
 
 Whatever comes from a file is escaped, and the page forbids the browser to load or run anything.
 """
