@@ -147,6 +147,13 @@ class DetCo(nn.Module):
             for (family, stage), loss in terms.items()
         }
 
+    @torch.no_grad()
+    def encode_keys(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The keys of all processes, of shape (Q, B, D), for the key views of such a batch."""
+        names = [f"{view}_key" for view in self.key_views]
+        views = {name: batch[name].to(self.pixel_mean.device) for name in names}
+        return self._encode_keys(views, *self._start_shuffle(views))[1]
+
     def begin_step(self) -> None:
         """Remember what a forward pass changes, the running statistics of both encoders."""
         self._waiting_keys = []
