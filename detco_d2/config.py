@@ -37,6 +37,9 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.MODEL.DETCO.HEAD_NORM = ""
     # K: length of each queue, in images.
     cfg.MODEL.DETCO.QUEUE_LENGTH = 65536
+    # Whether a new run first passes K images through the key encoder, so that the queues start with
+    # real keys. Otherwise they start with random vectors, and the loss rises until they are full.
+    cfg.MODEL.DETCO.QUEUE_FILL = False
     # m: momentum of the key encoder, theta_k <- m theta_k + (1 - m) theta_q.
     cfg.MODEL.DETCO.MOMENTUM = 0.999
     # tau: temperature of all InfoNCE losses.

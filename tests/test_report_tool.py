@@ -51,8 +51,8 @@ def test_the_page_is_written_beside_the_run(tool, monkeypatch, run):
 
 
 def test_the_results_of_the_demo_around_a_run_are_found(tool, monkeypatch, run):
-    row = {"bbox/AP": {"mean": 12.5, "std": None, "n": 1}}
-    content = {"command": "make demo", "summary": {"scenes": {"DetCo": row}}, "runs": []}
+    result = {"task": "scenes", "init": "DetCo", "seed": 0, "metrics": {"bbox/AP": 12.5}}
+    content = {"command": "make demo", "runs": [result]}
     (run.parent / "results.json").write_text(json.dumps(content))
     call(tool, monkeypatch, run, "--output", run.parent / "all.html")
     text = (run.parent / "all.html").read_text()

@@ -127,9 +127,10 @@ class HealthHook(HookBase):
         stages, chance = "/".join(self.detco.stage_weights), 100 / (self.queue_length + 1)
         views = dict.fromkeys(view.split("_")[0] for view in self.detco.views if "query" in view)
         loss = _median(storage, "total_loss", self.period)
+        top1 = each("top1", self.detco.families, 100, 0)
         return [
             f"loss {loss:.2f} (chance {self.total_chance:.2f})",
-            f"top-1 % of {stages}: {each('top1', self.detco.families, 100, 0)} (chance {chance:.2g})",
+            f"top-1 % of {stages}: {top1} (chance {chance:.2g})",
             f"spread {each('spread', views, 1, 2)}",
         ]
 

@@ -113,13 +113,18 @@ class PretrainTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Iterator[Any]:
         """A generator, so that the workers start at the first step, where a resume has set it."""
+        yield from self.batches(self.mapper, self.data_seed, self.start_iter)
+
+    def batches(self, mapper: DetCoDatasetMapper, seed: int, start_iter: int) -> Iterator[Any]:
+        """This process's share of the batches of the stream of this seed; no number is drawn."""
+        cfg = self.cfg
         loader = build_pretrain_loader(
             self.images,
-            self.mapper,
+            mapper,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=self.data_seed,
-            start_iter=self.start_iter,
+            seed=seed,
+            start_iter=start_iter,
             pin_memory=cfg.MODEL.DEVICE != "cpu",
             timeout=cfg.SOLVER.COLLECTIVE_TIMEOUT,
             start_worker=lambda worker: self.stop.listen_in_worker(),
@@ -163,6 +168,10 @@ class PretrainTrainer(Trainer):
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.MODEL.DETCO.QUEUE_FILL:
+            from .fill import FillHook
+
+            result.insert(0, FillHook(cfg))
         if cfg.TEST.KNN.DATASET:
             from .knn import KNNHook
 

@@ -84,7 +84,7 @@ class DetCo(nn.Module):
         # walking over modules for them takes longer than a GPU takes for the average
         self._ema_keys: list[torch.Tensor] = list(self.key_encoder.parameters())
         self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
-        self.monitor = Monitor()
+        self.monitor = Monitor(temperature)
         self._waiting_keys: list[torch.Tensor] | None = None  # of the parts of an open step
         self._statistics: list[list[torch.Tensor]] = []  # of both encoders, by type
         self._statistics_before: list[list[torch.Tensor]] = []  # their copies
@@ -146,6 +146,13 @@ class DetCo(nn.Module):
             f"loss_{family}_{stage}": self.stage_weights[stage] * loss
             for (family, stage), loss in terms.items()
         }
+
+    @torch.no_grad()
+    def encode_keys(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The keys of all processes, of shape (Q, B, D), for the key views of such a batch."""
+        names = [f"{view}_key" for view in self.key_views]
+        views = {name: batch[name].to(self.pixel_mean.device) for name in names}
+        return self._encode_keys(views, self._shuffle(views))[1]
 
     def begin_step(self) -> None:
         """Remember what a forward pass changes, the running statistics of both encoders."""

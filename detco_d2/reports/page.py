@@ -181,7 +181,7 @@ def _results(run: Run) -> dict[str, list[Any]]:
     for folder in run.transfer:
         content = read_json(folder / "results.json")
         try:
-            tables, command = task_tables(content["summary"]), str(content["command"])
+            tables, command = task_tables(content["runs"]), str(content["command"])
         except _OTHER_FORM:
             error = f"{folder}: no results.json of tools/benchmark.py"
             found["pictures"].append({"error": error})

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from .. import warm
 from ..conftest import TINY, make_batch, tiny_config
-from .worker import NORM_FREE, run
+from .worker import NORM_FREE, filled_queue, run
 
 
 def torchrun(*command: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -19,10 +19,10 @@ def torchrun(*command: str, before: tuple[str, ...] = ()) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["buffers_kept", "buffers_broadcast"])
-def ranks(request, tmp_path_factory):
+def ranks(request, scenes, tmp_path_factory):
     """What both processes ended with, for each setting of DDP's broadcast_buffers."""
     output = str(tmp_path_factory.mktemp("ranks"))
-    done = torchrun("-m", "tests.distributed.worker", output, str(request.param))
+    done = torchrun("-m", "tests.distributed.worker", output, str(request.param), f"{scenes}/train")
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{output}/rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -73,6 +73,13 @@ def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
         same_keys = torch.tensor([0, 2, 1, 3])  # the first parts of both come before the second
         kept = model.queue.features[:, same_keys]
         assert torch.allclose(rank["accumulated_queue"][:, :4], kept, rtol=1e-6, atol=1e-9)
+
+
+def test_filled_queues_are_those_of_one_process(ranks, scenes, tmp_path):
+    assert torch.equal(ranks[0]["filled_queue"], ranks[1]["filled_queue"])
+    alone = filled_queue(str(tmp_path), f"{scenes}/train").unflatten(1, (3, 4))
+    by_rank = alone[:, :, [0, 2, 1, 3]].flatten(1, 2)  # each batch is dealt out in turn
+    assert torch.allclose(ranks[0]["filled_queue"], by_rank, rtol=1e-4, atol=1e-5)
 
 
 def test_pretraining_runs_under_torchrun_on_the_cpu(scenes, tmp_path):

@@ -126,11 +126,14 @@ def write_everything(folder: Path) -> Run:
         probe["chance"] = {"top-1": 12.5}
         (folder / "probes").mkdir(exist_ok=True)
         (folder / "probes" / f"{name}.json").write_text(json.dumps(probe))
-    row = {"a": {"bbox/AP": {"mean": 10.0, "std": 1.0, "n": 5}}}
-    row |= {"b": {"bbox/AP": {"mean": 15.0, "std": 0.5, "n": 5}}}
+    rows = [("a", 0, 9.0), ("a", 1, 11.0), ("b", 0, 14.5), ("b", 1, 16.5)]
     for name in ("benchmark", "more"):
         (folder / name).mkdir()
-        content = {"summary": {f"{name}/x": row}, "command": f"run {name}"}
+        runs = [
+            {"task": f"{name}/x", "init": init, "seed": seed, "metrics": {"bbox/AP": value}}
+            for init, seed, value in rows
+        ]
+        content = {"runs": runs, "command": f"run {name}"}
         (folder / name / "results.json").write_text(json.dumps(content))
     shutil.copy(folder / "pictures/pca.png", folder / "benchmark/detections.png")
     transfer = [folder / "benchmark", folder / "more"]
@@ -148,7 +151,8 @@ def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
         "crops of coco, 70 + 30 images, % knn res5 (top-1)",
         "chance 12.5 detco 41.2 random 20.0",
         "probe --detco probe --random",
-        "benchmark/x, % runs bbox/AP a 5 10.0 ± 1.0 b 5 15.0 ± 0.5 ( +5.0 )",
+        "Results benchmark/x, difference pairs bbox/AP b - a 2 +5.5 (+5.5 to +5.5) benchmark/x, %",
+        "benchmark/x, % runs bbox/AP a 2 10.0 ± 1.4 b 2 15.5 ± 1.4",
         "run benchmark run more",
         "The whole config SOLVER: whole",
         '"torch": "2.14.1"',
@@ -205,16 +209,15 @@ def test_no_file_can_bring_in_markup(tmp_path):
     run = write_everything(tmp_path)
     plain = check_self_contained(page(run))
     evil = json.loads(json.dumps(EVIL))
-    row = {"mean": 1.0, "std": None, "n": 1}
     probe = {"weights": evil, "data": evil, "num_train": evil, "command": evil}
     probe["results"] = [{"probe": evil, "stage": evil, "metric": evil, "value": 1.0}]
     probe |= {"num_test": evil, "chance": {evil: 1.0}}
-    summary = {evil: {evil: {evil: row}}}
+    result = {"task": evil, "init": evil, "seed": evil, "metrics": {evil: 1.0}}
     start = {"command": evil, "time": evil, "processes": evil, "device": evil}
     start["versions"] = {evil: evil}
     (tmp_path / "probes" / "detco.json").write_text(json.dumps(probe))
     (tmp_path / "run.json").write_text(json.dumps([start]))
-    content = json.dumps({"summary": summary, "command": evil})
+    content = json.dumps({"runs": [result], "command": evil})
     (tmp_path / "benchmark" / "results.json").write_text(content)
     name = "<script>alert(1)<" + "'\" onerror=x.png"
     (tmp_path / "pictures" / "pca.png").rename(tmp_path / "pictures" / name)
@@ -228,7 +231,7 @@ def test_no_file_can_bring_in_markup(tmp_path):
     assert {*parsed.tags} == {*plain.tags} and "cannot be shown" in parsed.text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"summary": {"t": {"a": 3}}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{"task": "t", "init": 3}]}'])
 def test_results_in_another_form_are_named(tmp_path, content):
     run = write_everything(tmp_path)
     (tmp_path / "benchmark" / "results.json").write_text(content)
