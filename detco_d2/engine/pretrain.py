@@ -12,8 +12,10 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
+from ..config_files import lookup
 from ..data.mapper import DetCoDatasetMapper
 from ..data.stream import build_pretrain_loader, load_train_images, mix_seed
+from ..recipe import recipe
 from .guard import BadImages, NonFiniteSteps
 from .health import PERIOD, HealthHook
 from .hooks import CheckpointHook, StopHook
@@ -29,6 +31,19 @@ logger = logging.getLogger(__name__)
 _STEP = 10  # a kind of draw, see mix_seed; the data uses those below
 
 
+def num_iterations(cfg: CfgNode, num_images: int) -> int:
+    """The length of a run: MAX_EPOCHS of so many images, or MAX_ITER."""
+    epochs = cfg.SOLVER.MAX_EPOCHS
+    return epochs * (num_images // cfg.SOLVER.IMS_PER_BATCH) if epochs else cfg.SOLVER.MAX_ITER
+
+
+def recipe_pairs(cfg: CfgNode, num_images: int) -> list[Any]:
+    """KEY VALUE pairs that :func:`recipe` gives for what is None in the config."""
+    found = recipe(num_images, cfg.SOLVER.IMS_PER_BATCH, num_iterations(cfg, num_images))
+    pairs = [pair for pair in found.items() if lookup(cfg, pair[0]) is None]
+    return [item for pair in pairs for item in pair]
+
+
 def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     """A copy of the config whose MAX_ITER follows MAX_EPOCHS, and BASE_LR LR_REFERENCE_BATCH."""
     batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
@@ -40,8 +55,8 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
         )
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.SOLVER.MAX_ITER = num_iterations(cfg, num_images)
     if cfg.SOLVER.MAX_EPOCHS > 0:
-        cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_EPOCHS * (num_images // batch)
         logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER)
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
         rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
@@ -70,6 +85,10 @@ class PretrainTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         self.images = load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
         check_batch(cfg, len(self.images), comm.get_world_size())
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.merge_from_list(recipe_pairs(cfg, len(self.images)))
+        cfg.freeze()
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
         if cfg.MODEL.DEVICE == "cpu":
