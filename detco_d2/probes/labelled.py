@@ -157,8 +157,7 @@ def _find_halves(data: str) -> tuple[str, str]:
     root = Path(data)
     lists = root / "ImageSets" / "Main"
     if lists.is_dir():
-        train, test = (f"voc_{split}_1_seed0@{root.absolute()}" for split in ("trainval", "test"))
-        return train, test if (lists / "test.txt").is_file() else ""
+        return f"{root}:trainval", f"{root}:test" if (lists / "test.txt").is_file() else ""
     for other in ("val", "test"):
         if (root / "train").is_dir() and (root / other).is_dir():
             return str(root / "train"), str(root / other)
