@@ -31,7 +31,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from detco_d2.config import MSRA_SPEC, apply_supervised_baseline, load_config
 from detco_d2.config_files import flatten
-from detco_d2.data.datasets import prepare_datasets
+from detco_d2.data.datasets import prepare_datasets, register_voc_folder
 from detco_d2.engine.record import command_line
 from detco_d2.reports.benchmark import (
     Cell,
@@ -198,11 +198,12 @@ def main() -> None:
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
     args = parser.parse_args()
     args.init = dict(args.init)
-    if args.voc:
-        args.data = [f"{os.path.abspath(args.voc)}:{split}" for split in ("trainval", "test")]
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")
     try:
+        if args.voc:
+            root = os.path.abspath(args.voc)
+            args.data = [register_voc_folder(root, split) for split in ("trainval", "test")]
         tasks = make_tasks(args)
         cells = plan(tasks, args.init, args.seeds, args.shard)
         failed = run_all(args, cells)

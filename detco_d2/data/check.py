@@ -146,7 +146,8 @@ def _check_sizes(images: Sequence[dict[str, Any]], source: str, expected: Sequen
         if isinstance(size, str):
             raise ValueError(f"{source}: the image {file!r} cannot be read: {size}")
         if all(size) and all(said) and size != tuple(said):
-            hint = " Its EXIF data say that it is turned." if size == tuple(said)[::-1] else ""
+            turned = " They are exchanged, as a turn in the EXIF data does."
+            hint = turned if size == tuple(said)[::-1] else ""
             raise ValueError(
                 f"{source}: {file!r} has {size[0]} x {size[1]} pixels upright, and in the labels "
                 f"{said[0]} x {said[1]}.{hint} Correct the labels, or take the image they are of."

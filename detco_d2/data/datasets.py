@@ -171,10 +171,14 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
 
 
 def register_voc_folder(root: str, split: str) -> str:
-    """Register a split of a folder in VOC's layout; returns its name."""
-    name = f"{root}:{split}"
-    register_by_name([name])
-    return name
+    """Register a split of a folder in VOC's layout; returns its name.
+
+    Raises:
+        FileNotFoundError: see :func:`find_split`.
+    """
+    find_split(root, split)
+    register_by_name([f"{root}:{split}"])
+    return f"{root}:{split}"
 
 
 def load_images(names: Sequence[str], key: str = "DATASETS.TRAIN") -> list[dict[str, Any]]:
