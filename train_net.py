@@ -14,7 +14,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from detco_d2.config import load_config
-from detco_d2.data.datasets import prepare_datasets, register_by_name
+from detco_d2.data.datasets import register_by_name
+from detco_d2.engine.labels import follow_data
 from detco_d2.engine.launch import ends_with_one_line, launch, parse_arguments
 from detco_d2.engine.preflight import check_weights
 from detco_d2.engine.record import set_up
@@ -42,5 +43,7 @@ if __name__ == "__main__":
     with ends_with_one_line("train_net"):
         cfg = load_config(args.config_file, args.opts)
         check_weights(cfg)
-        prepare_datasets([] if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        folder = cfg.OUTPUT_DIR if args.resume else os.path.dirname(cfg.MODEL.WEIGHTS)
+        detector = folder if args.eval_only else None
+        args.opts += follow_data(cfg, detector, given=args.opts[::2])
     launch(main, args)

@@ -1,5 +1,6 @@
 """Boxes that fine-tuned detectors find, under those of the labels."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 
 from ..config import add_detco_config
 from ..config_files import flatten
-from ..data.datasets import prepare_datasets
+from ..engine.labels import follow_data
 from ..engine.machine import adapt_to_machine
 from ..weights.checkpointer import BackboneCheckpointer
 from ..weights.input_spec import InputSpec
@@ -36,8 +37,9 @@ def plot_detections(path: Path, detectors: Mapping[str, str]) -> None:
         FileNotFoundError, ValueError: no config, no data, no weights, or not those of a detector.
     """
     configs = {name: _read_config(file) for name, file in detectors.items()}
-    test = next(iter(configs.values())).DATASETS.TEST
-    prepare_datasets([], test)
+    (first, cfg), *_ = configs.items()
+    test = cfg.DATASETS.TEST
+    follow_data(cfg, os.path.dirname(detectors[first]))  # the names of classes that it learnt
     images = DatasetCatalog.get(test[0])[:_MAX_IMAGES]
     metadata = MetadataCatalog.get(test[0])
     found = {name: _detect(cfg, detectors[name], images) for name, cfg in configs.items()}
