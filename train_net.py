@@ -10,12 +10,12 @@ import json
 import os
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from detco_d2.config import apply_supervised_baseline, load_config
-from detco_d2.data.datasets import prepare_datasets, register_by_name
+from detco_d2.config import load_config
+from detco_d2.data.datasets import register_by_name
+from detco_d2.engine.labels import follow_data
 from detco_d2.engine.launch import ends_with_one_line, launch, parse_arguments
 from detco_d2.engine.preflight import check_weights
 from detco_d2.engine.record import set_up
@@ -23,14 +23,8 @@ from detco_d2.engine.transfer import TransferTrainer, evaluate
 from detco_d2.files import replacing
 
 
-def read_config(args: argparse.Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
-    apply_supervised_baseline(cfg)
-    return cfg
-
-
 def main(args: argparse.Namespace) -> Any:
-    cfg = read_config(args)
+    cfg = load_config(args.config_file, args.opts)
     register_by_name([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     cfg = set_up(cfg, args)
     if args.eval_only:
@@ -47,7 +41,9 @@ def main(args: argparse.Namespace) -> Any:
 if __name__ == "__main__":
     args = parse_arguments(default_argument_parser())
     with ends_with_one_line("train_net"):
-        cfg = read_config(args)
+        cfg = load_config(args.config_file, args.opts)
         check_weights(cfg)
-        prepare_datasets([] if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        folder = cfg.OUTPUT_DIR if args.resume else os.path.dirname(cfg.MODEL.WEIGHTS)
+        detector = folder if args.eval_only else None
+        args.opts += follow_data(cfg, detector, given=args.opts[::2])
     launch(main, args)

@@ -81,7 +81,7 @@ OTHERS = [
         ("the road", python_files(*ROAD), 3300),
         ("documentation", [Path(ROOT, "README.md"), *Path(ROOT, "docs").glob("*.md")], 1300),
         ("README", [Path(ROOT, "README.md")], 110),
-        ("tests", python_files("tests"), 10360),
+        ("tests", python_files("tests"), 11180),
     ],
 )
 def test_lines_stay_below(what: str, files: list[Path], most: int) -> None:

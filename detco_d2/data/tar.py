@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files import replacing
-from .datasets import IMAGE_EXTENSIONS, is_shard_name
+from .datasets import is_shard_name
 from .decode import UnreadableImage
+from .folders import IMAGE_EXTENSIONS
 
 _FORMAT = 1  # of an index, and of what it takes for an image
 _MAX_BYTES = 2**30  # of an image
