@@ -11,9 +11,11 @@ from detectron2.modeling import build_model
 from detco_d2.config import add_detco_config
 from detco_d2.config import load_config as read_config
 from detco_d2.config_files import flatten
+from detco_d2.engine.pretrain import recipe_pairs
 
 from .conftest import ROOT, load_config
 
+IMAGENET = 1_281_167  # images
 CONFIGS = sorted(
     os.path.relpath(path, os.path.join(ROOT, "configs"))
     for path in glob.glob(os.path.join(ROOT, "configs", "**", "*.yaml"), recursive=True)
@@ -25,6 +27,7 @@ CONFIGS = sorted(
 def test_every_config_builds(config):
     cfg = load_config(config)
     if cfg.MODEL.META_ARCHITECTURE == "DetCo":
+        cfg.merge_from_list(recipe_pairs(cfg, IMAGENET))
         cfg.MODEL.DETCO.QUEUE_LENGTH = 64
     model = build_model(cfg)
     assert sum(p.numel() for p in model.parameters()) > 10**7
@@ -52,7 +55,9 @@ DEFAULTS = dict(flatten(DEFAULTS))
 
 @pytest.mark.parametrize("config", PRETRAINING)
 def test_the_papers_values_stand_after_merging(config):
-    found = dict(flatten(merged(config)))
+    cfg = merged(config)
+    cfg.merge_from_list(recipe_pairs(cfg, IMAGENET))
+    found = dict(flatten(cfg))
     assert {key: found[key] for key in PRETRAINING[config]} == PRETRAINING[config]
 
 
