@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
 from detco_d2.engine.launch import ends_with_one_line, launch, num_processes, parse_arguments
-from detco_d2.engine.output_dir import check_output_dir
+from detco_d2.engine.output_dir import add_overwrite_flag, check_output_dir
 from detco_d2.engine.preflight import check_run, check_weights
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.record import set_up
@@ -36,9 +36,7 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def run() -> None:
-    parser = default_argument_parser()
-    parser.add_argument("--overwrite", action="store_true", help="remove a run in OUTPUT_DIR first")
-    args = parse_arguments(parser)
+    args = parse_arguments(add_overwrite_flag(default_argument_parser()))
     if args.eval_only:
         sys.exit("Pretraining has nothing to evaluate; --eval-only is for train_net.py.")
     with ends_with_one_line("pretrain_net"):

@@ -34,6 +34,7 @@ from detco_d2.config import MSRA_SPEC, apply_supervised_baseline, load_config
 from detco_d2.config_files import flatten
 from detco_d2.data.datasets import prepare_datasets
 from detco_d2.engine.record import command_line
+from detco_d2.files import at_home
 from detco_d2.reports.benchmark import (
     Cell,
     Task,
@@ -202,7 +203,7 @@ def main() -> None:
     add("--voc", help="data in VOC's layout (trainval, test) instead of the configs' own")
     add("--fraction", type=float, action="append", help="share of --voc's trainval; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     args.init = dict(args.init)
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances
 
 from .check import check_datasets, describe_folder
+from .decode import EXTENSIONS
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+# What systems and programs keep beside photographs: thumbnails, twins, the bin.
+_NOT_OURS = re.compile(
+    r"\.|~\$|(__macosx|@(eadir|tmp|recycle)|#(recycle|snapshot)|lost\+found|\$recycle\.bin|recycler|"
+    r"system volume information|thumbs\.db|desktop\.ini)$",
+    re.IGNORECASE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +30,8 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     """All images below a folder, sorted by path, as Detectron2 data-set dicts.
 
     Links are followed, and a folder that is reached in several ways is read once. A link to a file
-    that is not there counts as an image, which training will find unreadable.
+    that is not there counts as an image, which training will find unreadable. Hidden files and
+    those of systems are left out; the log counts what is, by ending.
 
     Raises:
         FileNotFoundError, OSError: no such folder, no image in it, or a part that cannot be read.
@@ -33,21 +41,29 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     if not os.path.isdir(root):
         raise FileNotFoundError(describe_folder(root))
     files: list[str] = []
+    left: Counter[str] = Counter()
     seen: set[str] = set()
     for directory, folders, names in os.walk(root, onerror=_stop, followlinks=True):
-        folders.sort()  # so that the same one of several ways is taken everywhere
+        # in order, so that the same one of several ways is taken everywhere
+        folders[:] = sorted(name for name in folders if not _NOT_OURS.match(name))
         real = os.path.realpath(directory)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        files += [
-            os.path.join(directory, name)
-            for name in names
-            if name.lower().endswith(IMAGE_EXTENSIONS)
-        ]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if _NOT_OURS.match(name):
+                left["hidden or of the system"] += 1
+            elif ending in EXTENSIONS:
+                files.append(os.path.join(directory, name))
+            else:
+                left[ending or "without an ending"] += 1
+    if left:
+        counts = ", ".join(f"{count} {ending}" for ending, count in left.most_common(10))
+        logger.info("%s: %d files are left out: %s", folder, left.total(), counts)
     if not files:
-        looked_for = f"looked for {', '.join(IMAGE_EXTENSIONS)}"
+        looked_for = f"looked for {', '.join(EXTENSIONS)}"
         raise FileNotFoundError(f"No image below: {describe_folder(root)}; {looked_for}.")
     return [{"file_name": name, "image_id": i} for i, name in enumerate(sorted(files))]
 

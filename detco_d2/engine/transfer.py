@@ -83,9 +83,24 @@ class TransferTrainer(Trainer):
         return by_kind[kind](dataset_name)
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate MODEL.WEIGHTS, or with `resume` the newest checkpoint of OUTPUT_DIR."""
+def load_detector(cfg: CfgNode, resume: bool) -> Any:
+    """The whole model of MODEL.WEIGHTS, or with `resume` the newest checkpoint of OUTPUT_DIR.
+
+    Raises:
+        ValueError, FileNotFoundError: no weights, or a tensor of the model is not in them.
+    """
+    if not (resume or cfg.MODEL.WEIGHTS):
+        raise ValueError(
+            "There is nothing to evaluate: set MODEL.WEIGHTS to a model_final.pth of train_net.py, "
+            "or pass --resume for the newest checkpoint of OUTPUT_DIR."
+        )
     model = TransferTrainer.build_model(cfg)
-    checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=InputSpec(cfg))
+    spec = InputSpec(cfg)
+    checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=spec, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return TransferTrainer.test(cfg, model)
+    return model
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """The scores on DATASETS.TEST of what :func:`load_detector` loads."""
+    return TransferTrainer.test(cfg, load_detector(cfg, resume))

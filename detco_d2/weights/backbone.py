@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from .input_spec import TORCHVISION_SPEC, spec_of
 from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet
-from .reading import read_weight_file, tensors_of
+from .reading import describe_keys, read_weight_file, split_choice, tensors_of
 from .report import load_report, misfits
 from .sources import locate_backbone
 
@@ -49,33 +49,41 @@ class Backbone:
 def read_backbone(path: str) -> Backbone:
     """Read the backbone of a weight file, also of one that Detectron2 downloads.
 
+    Args:
+        path: of the file; `FILE#encoder` where it has several encoders.
+
     Raises:
         FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
     """
+    path, choice = split_choice(path)
     path = PathManager.get_local_path(path)
     data = read_weight_file(path)
     tensors = tensors_of(data)
-    backbone = find_backbone(tensors, data, path)
+    backbone = find_backbone(tensors, data, path, choice)
     if backbone is None:
         raise ValueError(
             f"{path!r} has no backbone of a known layout among its {len(tensors)} tensors "
-            f"(first names: {sorted(tensors)[:5]})."
+            f"(first names: {sorted(tensors)[:5]}); {describe_keys(data)}."
         )
     return backbone
 
 
 def find_backbone(
-    tensors: dict[str, torch.Tensor], data: dict[str, Any], path: str
+    tensors: dict[str, torch.Tensor], data: dict[str, Any], path: str, choice: str = ""
 ) -> Backbone | None:
     """The backbone in a weight file's tensors and other data; None: none of a known layout.
 
     Raises:
-        ValueError: what stands where the file's settings do is none.
+        ValueError: what stands where the file's settings do is none; or see
+            :func:`locate_backbone`.
     """
     author = data.get("__author__", data.get("author"))
     if author == AUTHOR:
         return Backbone(tensors, path, f"converted by {AUTHOR}", spec_of(data, tensors), {})
-    located = locate_backbone(tensors)
+    try:
+        located = locate_backbone(tensors, choice)
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}.") from error
     if located is None:
         return None
     names, source, unused = located

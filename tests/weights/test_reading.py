@@ -73,11 +73,3 @@ def test_a_read_pickle_holds_no_more_than_its_arrays(tmp_path):
     path.write_bytes(pickle.dumps({"a": np.arange(3.0)}))
     array = read_weight_file(str(path))["a"]
     assert array.maker is None and array.base is None
-
-
-@pytest.mark.parametrize("key", ["model", "state_dict", "model_state", None])
-def test_tensors_are_unwrapped_and_lose_the_prefix_that_all_have(key):
-    state = {"module.a": torch.ones(1), "module.b": np.ones(1), "module.c": "no tensor"}
-    found = tensors_of({key: state} if key else state)
-    assert list(found) == ["a", "b"]
-    assert list(tensors_of({**state, "d": torch.ones(1)})) == ["module.a", "module.b", "d"]

@@ -53,7 +53,7 @@ FILES = {
     f"{OF_TORCHVISION}, behind 'base_encoder.'{MOMENTUM.format('momentum_encoder')}": lambda s: {
         "state_dict": under("module.base_encoder.", s) | under("module.momentum_encoder.", s, 1)
     },
-    f"{OF_TORCHVISION}, behind 'module.encoder_q.0.'{MOMENTUM.format('module')}": lambda s: {
+    f"{OF_TORCHVISION}, behind 'encoder_q.0.'{MOMENTUM.format('encoder_k')}": lambda s: {
         "state_dict": under("module.encoder_q.0.", s)
         | under("module.encoder_k.0.", s, 1)
         | {"queue": torch.zeros(2, 3)},
