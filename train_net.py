@@ -54,8 +54,8 @@ if __name__ == "__main__":
         cfg = read_config(args)
         check_weights(cfg)
         prepare_datasets([] if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-        if not args.eval_only:
+        if not (args.eval_only or args.resume):
             check_learns(cfg, num_processes(args), refuse=False)
-            if os.environ.get("RANK", "0") == "0":
-                args.resume = check_output_dir(cfg, args.resume, args.overwrite)
+        if not args.eval_only and os.environ.get("RANK", "0") == "0":
+            args.resume = check_output_dir(cfg, args.resume, args.overwrite)
     launch(main, args)

@@ -29,6 +29,15 @@ def test_every_config_builds(config):
     assert sum(p.numel() for p in model.parameters()) > 10**7
 
 
+def test_every_config_is_read_again_from_its_own_dump(tmp_path):
+    """A run's config.yaml has aliases, where two keys have one list as their default."""
+    for config in CONFIGS:
+        cfg = read_config(os.path.join(ROOT, "configs", config))
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        assert read_config(str(tmp_path / "config.yaml")) == cfg, config
+    assert "*id001" in cfg.dump()
+
+
 PAPER = {  # sections 3.2-3.4 and 4 of the paper, MoCo v2 where it is silent
     "MODEL.META_ARCHITECTURE": "DetCo",
     "MODEL.RESNETS.DEPTH": 50,

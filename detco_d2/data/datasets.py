@@ -18,12 +18,17 @@ from .decode import EXTENSIONS
 
 # What systems and programs keep beside photographs: thumbnails, twins, the bin.
 _NOT_OURS = re.compile(
-    r"\.|~\$|(__macosx|@(eadir|tmp|recycle)|#(recycle|snapshot)|lost\+found|\$recycle\.bin|recycler|"
+    r"\.(?!\.?$)|~\$|(__macosx|@(eadir|tmp|recycle)|#(recycle|snapshot)|lost\+found|\$recycle\.bin|recycler|"
     r"system volume information|thumbs\.db|desktop\.ini)$",
     re.IGNORECASE,
 )
 
 logger = logging.getLogger(__name__)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or what a system keeps for itself."""
+    return _NOT_OURS.match(name) is not None
 
 
 def list_images(folder: str) -> list[dict[str, Any]]:
@@ -45,7 +50,7 @@ def list_images(folder: str) -> list[dict[str, Any]]:
     seen: set[str] = set()
     for directory, folders, names in os.walk(root, onerror=_stop, followlinks=True):
         # in order, so that the same one of several ways is taken everywhere
-        folders[:] = sorted(name for name in folders if not _NOT_OURS.match(name))
+        folders[:] = sorted(name for name in folders if not is_foreign(name))
         real = os.path.realpath(directory)
         if real in seen:
             folders.clear()
@@ -53,7 +58,7 @@ def list_images(folder: str) -> list[dict[str, Any]]:
         seen.add(real)
         for name in names:
             ending = os.path.splitext(name)[1].lower()
-            if _NOT_OURS.match(name):
+            if is_foreign(name):
                 left["hidden or of the system"] += 1
             elif ending in EXTENSIONS:
                 files.append(os.path.join(directory, name))

@@ -169,7 +169,7 @@ def _white(largest: int) -> int:
     return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
 
 
-def _to_rgb(image: Image.Image, is_deep: bool) -> Image.Image:
+def _to_rgb(image: Image.Image, is_deep: bool = False) -> Image.Image:
     """An image of any mode as one of mode RGB; `is_deep`: its colours had 16 bits."""
     if image.mode.startswith("I"):  # 16-bit PNG is "I" in Pillow 9.5, "I;16" in newer ones
         values = np.asarray(image).astype(np.int32)

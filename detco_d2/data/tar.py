@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files import replacing
-from .datasets import is_shard_name
+from .datasets import is_foreign, is_shard_name
 from .decode import EXTENSIONS, UnreadableImage
 
 _FORMAT = 2  # of an index, and of what it takes for an image
@@ -208,8 +208,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _is_image(member: tarfile.TarInfo) -> bool:
     if not member.isreg() or member.issparse():
         return False
-    # Hidden files are macOS's `._x.jpg`, no images; WebDataset keeps its own notes in `__x__/`.
-    hidden = re.match(r"(.*/)?\.[^/]*$|__[^/]*__/", member.name)
+    # WebDataset keeps its own notes in `__x__/`
+    hidden = re.match("__[^/]*__/", member.name) or any(map(is_foreign, member.name.split("/")))
     return not hidden and member.name.lower().endswith(EXTENSIONS)
 
 

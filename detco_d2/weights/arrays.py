@@ -90,9 +90,10 @@ _STORAGES = {
 _NUMBERS |= {f"torch.{name}Storage": kind for name, kind in _STORAGES.items()}
 # Of Python's own library only what settings are made of is passed over; no setting names the rest.
 _SETTINGS = re.compile(
-    r"(argparse|array|collections|copyreg|datetime|decimal|enum|fractions|pathlib|typing|uuid|"
-    r"zoneinfo)\..*|types\.SimpleNamespace|builtins\.(bool|bytearray|complex|dict|"
-    r"float|frozenset|int|list|long|object|range|set|slice|str|tuple|type|unicode)"
+    r"(argparse|array|collections|copyreg|datetime|decimal|enum|fractions|logging|pathlib|typing|"
+    r"uuid|zoneinfo)\..*|types\.SimpleNamespace|functools\.partial|re\._compile|builtins\.(bool|"
+    r"bytearray|complex|dict|float|frozenset|getattr|int|list|long|object|range|set|slice|str|"
+    r"tuple|type|unicode)"
 )
 
 
@@ -125,6 +126,7 @@ class _Unpickler(_PythonUnpickler):
         super().__init__(stream, encoding="latin1")  # as Python 2 wrote its bytes
         self._left = limit
         self._read_storage = read_storage
+        self._after = ""
 
     def find_class(self, module: str, name: str) -> Any:
         asked = f"{IMPORT_MAPPING.get(module, module)}.{name}"  # of Python 2's names
@@ -137,7 +139,9 @@ class _Unpickler(_PythonUnpickler):
         if asked.startswith("torch._utils._rebuild") or (
             is_standard and not _SETTINGS.fullmatch(asked)
         ):
-            raise ValueError(asks_for(asked))
+            raise ValueError(asks_for(f"{self._after}{asked}"))
+        if asked == "builtins.getattr":  # of nested classes, but also of an attack
+            self._after = f"{asked}, "
         return StandIn(asked)
 
     def persistent_load(self, pid: Any) -> Any:

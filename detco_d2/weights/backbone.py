@@ -9,7 +9,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from .input_spec import TORCHVISION_SPEC, spec_of
-from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet
+from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet, differences
 from .reading import describe_keys, read_weight_file, split_choice, tensors_of
 from .report import load_report, misfits
 from .sources import locate_backbone
@@ -17,6 +17,7 @@ from .sources import locate_backbone
 logger = logging.getLogger(__name__)
 
 AUTHOR = "detco_d2"  # of a converted file
+_ADVICE = "It is cut, or of another network."
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def place_backbone(
         raise ValueError(
             f"Only {matched} of the model's {len(slots)} backbone tensors are in "
             f"{backbone}{resnet}:\n{load_report(backbone.tensors, wanted, backbone.unused)}\n"
-            "The backbone would start at random. Use a config with the depth and norm of the "
-            "weights (MODEL.RESNETS.DEPTH, MODEL.RESNETS.NORM)."
+            "The backbone would start at random. "
+            + " ".join(differences(backbone.tensors, wanted) or [_ADVICE])
         )
     unused = sorted(backbone.tensors.keys() - slots.keys())
     parts = {name.partition(".")[0] for name in slots}.union(TORCHVISION_PARTS)
@@ -122,7 +123,8 @@ def place_backbone(
     if foreign:
         raise ValueError(
             f"{backbone} has {len(foreign)} tensors in the midst of its backbone that the model "
-            f"has not, such as {foreign[:3]}: it is of another network, or deeper."
+            f"has not, such as {foreign[:3]}: it is of another network, or deeper. "
+            + " ".join(differences(backbone.tensors, wanted))
         )
     logger.info("Backbone: %d of %d tensors loaded from %s.", matched, len(slots), backbone)
     if unused:

@@ -1,5 +1,6 @@
 """Detectron2's checkpointer, which also takes a backbone from any known weight file."""
 
+import re
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -12,6 +13,9 @@ from .names import backbone_slots
 from .reading import describe_keys, read_weight_file, split_choice, tensors_of
 from .saving import DurableCheckpointer
 from .sources import is_caffe2
+
+# A tensor of a stage of the backbone of a model.
+_BLOCK = re.compile(r"(backbone\.(bottom_up\.)?)?res[2-5]\.\d+\.(?!.*num_batches_tracked)")
 
 
 class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
@@ -74,6 +78,12 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
         fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
         loaded = {name: tensor for name, tensor in state.items() if name not in fresh}
         refuse_nonfinite(loaded, "the weights")
+        deeper = [name for name in incompatible.unexpected_keys if _BLOCK.match(name)]
+        if deeper:
+            raise ValueError(
+                f"{len(deeper)} tensors of the weights' backbone have no place in the model, such "
+                f"as {sorted(deeper)[:3]}: they are of a deeper ResNet. See MODEL.RESNETS.DEPTH."
+            )
         absent = sorted(name for name in fresh if not name.endswith("num_batches_tracked"))
         if self.complete and absent:
             raise ValueError(

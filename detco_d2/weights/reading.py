@@ -128,11 +128,11 @@ def _read_zip(file: Path) -> Any:
         raise ValueError("its end is missing; download or copy it again") from None
     storages: dict[str, torch.Tensor] = {}
     with archive:
-        if sum(item.file_size for item in archive.infolist()) > file.stat().st_size:
-            raise ValueError("it is compressed, which torch's files are not")
         names = archive.namelist()
         if words := what_zip_it_is(names):
             raise ValueError(words)
+        if sum(item.file_size for item in archive.infolist()) > file.stat().st_size:
+            raise ValueError("it is compressed, which torch's files are not")
         folder = next(name for name in names if name.endswith("data.pkl"))[: -len("data.pkl")]
         if f"{folder}byteorder" in names:
             _check_byte_order(archive.read(f"{folder}byteorder").decode())
