@@ -148,14 +148,17 @@ def load_config(file: str, settings: Sequence[Any] = ()) -> CfgNode:
     add_detco_config(cfg)
     merge_file(cfg, at_home(file))
     merge_pairs(cfg, settings)
-    _write_out_home(cfg)
+    _settle(cfg)
     return cfg
 
 
-def _write_out_home(node: CfgNode) -> None:
+def _settle(node: CfgNode) -> None:
+    """Write out `~`, and make lists within tuples, as a dump has them, the tuples that they were."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            _write_out_home(value)
+            _settle(value)
+        elif isinstance(value, tuple):
+            node[key] = tuple(tuple(v) if isinstance(v, list) else at_home(v) for v in value)
         else:
             node[key] = at_home(value)
 

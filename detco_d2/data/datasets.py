@@ -18,7 +18,7 @@ from .decode import EXTENSIONS
 
 # What systems and programs keep beside photographs: thumbnails, twins, the bin.
 _NOT_OURS = re.compile(
-    r"\.(?!\.?$)|~\$|(__macosx|@(eadir|tmp|recycle)|#(recycle|snapshot)|lost\+found|\$recycle\.bin|recycler|"
+    r"\.(?!\.|$)|~\$|(__macosx|@(eadir|tmp|recycle)|#(recycle|snapshot)|lost\+found|\$recycle\.bin|recycler|"
     r"system volume information|thumbs\.db|desktop\.ini)$",
     re.IGNORECASE,
 )

@@ -84,9 +84,9 @@ def check_run(cfg: CfgNode, processes: int) -> None:
         load_knn_halves(cfg)
     from ..data.stream import load_train_images
 
-    check_learns(cfg, processes)
     check_images(cfg.DATASETS.TRAIN)
     check_batch(cfg, len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)), processes)
+    check_learns(cfg, processes)
 
 
 def check_images(names: Sequence[str]) -> None:

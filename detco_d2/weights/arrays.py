@@ -72,22 +72,12 @@ KNOWN = {
     "torch._tensor._rebuild_from_type_v2": "tensor_of_type",
 }
 _NUMBERS = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
-_STORAGES = {
-    "Float": torch.float32,
-    "Double": torch.float64,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Byte": torch.uint8,
-    "Char": torch.int8,
-    "Short": torch.int16,
-    "Int": torch.int32,
-    "Long": torch.int64,
-    "Bool": torch.bool,
-    "ComplexFloat": torch.complex64,
-    "ComplexDouble": torch.complex128,
-    "storage.Untyped": torch.uint8,
+_NUMBERS |= {
+    f"torch.{kind.__name__}": kind._dtype
+    for kind in torch._storage_classes
+    if isinstance(getattr(kind, "_dtype", None), torch.dtype)
 }
-_NUMBERS |= {f"torch.{name}Storage": kind for name, kind in _STORAGES.items()}
+_NUMBERS["torch.storage.UntypedStorage"] = torch.uint8
 # Of Python's own library only what settings are made of is passed over; no setting names the rest.
 _SETTINGS = re.compile(
     r"(argparse|array|collections|copyreg|datetime|decimal|enum|fractions|logging|pathlib|typing|"

@@ -26,16 +26,8 @@ _MAIN = (
     "model state_dict model_state model_state_dict blobs classy_state_dict base_model trunk".split()
 )
 # What wrappers of modules add to names: DDP, torch.compile, FSDP, checkpointing.
-_WRAPPERS = {
-    "module",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_fpw_module",
-    "_checkpoint_wrapped_module",
-    "_forward_module",
-    "_ddp_module",
-    "ddp",
-}
+_WRAPPERS = """module _orig_mod _fsdp_wrapped_module _fpw_module _checkpoint_wrapped_module
+    _forward_module _ddp_module ddp""".split()
 _KINDS = (torch.Tensor, np.ndarray, np.generic)
 _DEPTH = 40  # of dicts in dicts
 
