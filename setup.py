@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=["detco_d2*"]),
     python_requires=">=3.10",
     # Detectron2 is on no package index under its own name: tools/setup_env.py installs it.
-    install_requires=["torch", "torchvision", "fvcore", "pycocotools", "opencv-python"],
+    install_requires=["torch", "torchvision", "fvcore", "pycocotools", "opencv-python", "scipy"],
     # What Detectron2's Cityscapes loader and evaluators import; the SVM of the probes; weight files
     # of that format; the writer for Weights & Biases.
     extras_require={

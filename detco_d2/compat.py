@@ -6,10 +6,8 @@ that main's Cityscapes needs until its imports are mended.
 """
 
 import importlib
-import importlib.abc
-import importlib.machinery
+import importlib.util
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -42,44 +40,25 @@ from detectron2.utils.events import EventStorage, get_event_storage  # noqa: E40
 _ALIAS = "deeplearning.projects.cityscapesApi"
 
 
-class _CityscapesAlias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+def _alias_cityscapesscripts() -> None:
     """Lets `deeplearning.projects.cityscapesApi.cityscapesscripts` mean `cityscapesscripts`.
 
     Since December 2024 (commit 4823082a) Detectron2's main imports the public package under a name
-    that only its authors have, and can neither load nor evaluate Cityscapes. This is all that the
-    package patches of Detectron2: it imports nothing by itself, gives way to a real package of that
-    name, and does nothing on 0.5. Forked workers inherit it.
+    that only its authors have, and can neither load nor evaluate Cityscapes. Nothing is imported
+    here, a real package of that name wins, and forked workers inherit the alias.
     """
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        parent = fullname.rpartition(".")[0]
-        if f"{parent}.".startswith(f"{_ALIAS}.cityscapesscripts."):
-            # Below the alias nobody else may look: they would load the public files a second time.
-            is_alias = sys.modules.get(parent) is sys.modules.get(parent.removeprefix(f"{_ALIAS}."))
-            return importlib.machinery.ModuleSpec(fullname, self) if is_alias else None
-        if not f"{_ALIAS}.cityscapesscripts.".startswith(f"{fullname}."):
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
-        found = next((spec for spec in specs if spec), None)
-        return found or importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-
-    def exec_module(self, module: ModuleType) -> None:
-        public = module.__name__.removeprefix(f"{_ALIAS}.")
-        if public == module.__name__:
-            return  # deeplearning, deeplearning.projects and _ALIAS itself: empty packages
-        try:
-            sys.modules[module.__name__] = importlib.import_module(public)
-        except ModuleNotFoundError as error:
-            if error.name != "cityscapesscripts":
-                raise
-            text = "Cityscapes needs a package that is missing: pip install cityscapesscripts"
-            raise ImportError(text) from error
+    public = importlib.util.find_spec("cityscapesscripts")
+    if public is None or importlib.util.find_spec(_ALIAS.partition(".")[0]):
+        return
+    name = ""
+    for part in f"{_ALIAS}.cityscapesscripts".split("."):
+        name = f"{name}.{part}".lstrip(".")
+        package = sys.modules[name] = ModuleType(name)
+        package.__path__ = []
+    package.__path__ = list(public.submodule_search_locations or [])
 
 
-sys.meta_path.insert(0, _CityscapesAlias())
+_alias_cityscapesscripts()
 
 
 def mend_cityscapesscripts() -> None:
@@ -88,9 +67,9 @@ def mend_cityscapesscripts() -> None:
     It leaves a matches.json, which nobody reads, in the working folder (NumPy 2.3 makes it die of
     the integers in it), and calls `numpy.in1d`, which NumPy 2.4 no longer has.
     """
-    from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as evaluation
-
-    vars(evaluation).update(writeDict2JSON=lambda *_: None)
+    for root in ("cityscapesscripts", f"{_ALIAS}.cityscapesscripts"):
+        module = importlib.import_module(f"{root}.evaluation.evalInstanceLevelSemanticLabeling")
+        vars(module).update(writeDict2JSON=lambda *_: None)
     vars(numpy).setdefault("in1d", numpy.isin)
 
 

@@ -38,6 +38,9 @@ def add_detco_config(cfg: CfgNode) -> None:
     cfg.MODEL.DETCO.HEAD_NORM = ""
     # K: length of each queue, in images.
     cfg.MODEL.DETCO.QUEUE_LENGTH = 65536
+    # Whether a new run first passes K images through the key encoder, so that the queues start with
+    # real keys. Otherwise they start with random vectors, and the loss rises until they are full.
+    cfg.MODEL.DETCO.QUEUE_FILL = False
     # m: momentum of the key encoder, theta_k <- m theta_k + (1 - m) theta_q.
     cfg.MODEL.DETCO.MOMENTUM = 0.999
     # tau: temperature of all InfoNCE losses.
@@ -129,10 +132,6 @@ def add_detco_config(cfg: CfgNode) -> None:
     # "" is off (docs/watching.md).
     cfg.WANDB.PROJECT = ""
 
-    # Fine-tune from supervised weights (MSRA's ResNet-50) with the input that they want: the
-    # supervised rows of the paper's tables. Applied by apply_supervised_baseline.
-    cfg.MODEL.SUPERVISED_BASELINE = False
-
     for key in _REMOVED_KEYS:
         if not cfg.key_is_deprecated(key):
             cfg.register_deprecated_key(key)
@@ -153,7 +152,7 @@ def load_config(file: str, settings: Sequence[Any] = ()) -> CfgNode:
 
 
 def _settle(node: CfgNode) -> None:
-    """Write out `~`, and make lists within tuples, as a dump has them, the tuples that they were."""
+    """Write out `~`, and make lists within tuples, as a dump has them, tuples again."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
             _settle(value)
@@ -161,27 +160,3 @@ def _settle(node: CfgNode) -> None:
             node[key] = tuple(tuple(v) if isinstance(v, list) else at_home(v) for v in value)
         else:
             node[key] = at_home(value)
-
-
-# What MSRA's (Caffe2) ResNets were trained with: the supervised baseline's weights.
-MSRA_SPEC: dict[str, Any] = {
-    "INPUT.FORMAT": "BGR",
-    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-    "MODEL.RESNETS.STRIDE_IN_1X1": True,
-}
-_SUPERVISED_WEIGHTS = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
-
-
-def apply_supervised_baseline(cfg: CfgNode) -> None:
-    """Turn a transfer config into its supervised baseline, if MODEL.SUPERVISED_BASELINE is set.
-
-    Sets the input of MSRA's weights, and MODEL.WEIGHTS to its ResNet-50 where that is empty. The
-    official C4 configs for COCO have 1333 instead of 1200 pixels as the largest training side too.
-    """
-    if not cfg.MODEL.SUPERVISED_BASELINE:
-        return
-    cfg.merge_from_list([item for pair in MSRA_SPEC.items() for item in pair])
-    if cfg.INPUT.MAX_SIZE_TRAIN == 1200:
-        cfg.INPUT.MAX_SIZE_TRAIN = 1333
-    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS or _SUPERVISED_WEIGHTS

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 
 from .config_files import lookup
 from .families import FAMILIES
+from .recipe import KEYS
 
 # Whether a value is possible, and what is said that it must be.
 Rule = tuple[Callable[[Any], bool], str]
@@ -68,6 +69,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.DETCO.EMBED_DIM": _at_least(1),
     "MODEL.DETCO.HEAD_NORM": _one_of("", "BN", "SyncBN", "LN"),
     "MODEL.DETCO.QUEUE_LENGTH": _at_least(1),
+    "MODEL.DETCO.QUEUE_FILL": (lambda value: isinstance(value, bool), "True or False"),
     "MODEL.DETCO.MOMENTUM": _between(0, 1),
     "MODEL.DETCO.TEMPERATURE": (lambda value: _is_number(value, 0) and value > 0, "above 0"),
     "MODEL.DETCO.CHECKPOINT_STAGES": (
@@ -108,6 +110,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.MAX_EPOCHS": _at_least(0),
     "SOLVER.BASE_LR": _at_least(0),
     "SOLVER.LR_REFERENCE_BATCH": _at_least(0),
+    "SOLVER.WARMUP_ITERS": _at_least(0),
     "SOLVER.WEIGHT_DECAY": _at_least(0),
     "SOLVER.MOMENTUM": _BELOW_ONE,
     "SOLVER.CHECKPOINT_PERIOD": _at_least(1),
@@ -122,15 +125,16 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def check_detco_config(cfg: CfgNode) -> None:
-    """Refuse impossible values.
+def check_detco_config(cfg: CfgNode, is_open: bool = False) -> None:
+    """Refuse impossible values; in an open config the keys of the recipe may have none.
 
     Raises:
         ValueError: naming the key, the value seen and what is allowed.
     """
     for key, (is_possible, allowed) in _RULES.items():
         value = lookup(cfg, key)
-        _demand(is_possible(value), key, value, allowed)
+        is_left = is_open and value is None and key in KEYS
+        _demand(is_left or is_possible(value), key, value, allowed)
     node, views, solver = cfg.MODEL.DETCO, cfg.INPUT.DETCO, cfg.SOLVER
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":  # another's stages are its own affair
         outputs = cfg.MODEL.RESNETS.OUT_FEATURES

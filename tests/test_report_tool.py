@@ -2,7 +2,6 @@
 
 import html
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -45,20 +44,15 @@ def call(tool, monkeypatch, *words):
     tool.main()
 
 
-def test_the_page_is_written_beside_the_run_with_what_differs_from_the_defaults(
-    tool, monkeypatch, run
-):
+def test_the_page_is_written_beside_the_run(tool, monkeypatch, run):
     call(tool, monkeypatch, run)
     text = (run / "report.html").read_text()
-    changed = dict(re.findall(r"<tr><td>([\w.]+) *</td><td>(.*?) *</td>", text))
-    assert changed["MODEL.DETCO.QUEUE_LENGTH"] == "10" and changed["SOLVER.MAX_ITER"] == "100"
-    assert "MODEL.DETCO.TEMPERATURE" not in changed and "MODEL.PIXEL_STD" in changed
     assert "60 of 100 iterations" in text
 
 
 def test_the_results_of_the_demo_around_a_run_are_found(tool, monkeypatch, run):
-    row = {"bbox/AP": {"mean": 12.5, "std": None, "n": 1}}
-    content = {"command": "make demo", "summary": {"scenes": {"DetCo": row}}, "runs": []}
+    result = {"task": "scenes", "init": "DetCo", "seed": 0, "metrics": {"bbox/AP": 12.5}}
+    content = {"command": "make demo", "runs": [result]}
     (run.parent / "results.json").write_text(json.dumps(content))
     call(tool, monkeypatch, run, "--output", run.parent / "all.html")
     text = (run.parent / "all.html").read_text()

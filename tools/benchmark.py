@@ -24,15 +24,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from detco_d2.config import MSRA_SPEC, apply_supervised_baseline, load_config
+from detco_d2.config import load_config
 from detco_d2.config_files import flatten
-from detco_d2.data.datasets import prepare_datasets
+from detco_d2.data.datasets import prepare_datasets, register_voc_folder
 from detco_d2.engine.record import command_line
 from detco_d2.files import at_home
 from detco_d2.reports.benchmark import (
@@ -68,27 +67,21 @@ def find_configs(suite: list[str]) -> list[Path]:
 
 def _with_data(file: Path, name: str, train: str, test: str) -> Task:
     prepare_datasets([train], [test])
-    DatasetCatalog.get(train)  # a COCO file's classes are known once it is read
-    classes = str(len(MetadataCatalog.get(train).thing_classes))
-    pairs = {
-        "DATASETS.TRAIN": repr((train,)),
-        "DATASETS.TEST": repr((test,)),
-        "MODEL.ROI_HEADS.NUM_CLASSES": classes,
-        "MODEL.RETINANET.NUM_CLASSES": classes,
-    }
-    return Task(name, str(file), tuple(item for pair in pairs.items() for item in pair))
+    settings = "DATASETS.TRAIN", repr((train,)), "DATASETS.TEST", repr((test,))
+    return Task(name, str(file), settings)
 
 
 def make_tasks(args: argparse.Namespace) -> list[Task]:
-    """Every config: on the data of --voc, on rendered scenes (quick, demo), or on its own."""
+    """Every config: on the data of --data, on rendered scenes (quick, demo), or on its own."""
     tasks = []
     for file in find_configs(args.suite):
-        if args.voc:
-            root = os.path.abspath(args.voc)
+        if args.data:
+            train, test = args.data
+            kind = Path(train.partition(":")[0]).stem
             for fraction in args.fraction or [1.0]:
-                name = f"{Path(root).name}/{file.stem}_{100 * fraction:g}percent"
-                train = f"voc_trainval_{fraction:g}_seed0@{root}"
-                tasks.append(_with_data(file, name, train, f"voc_test_1_seed0@{root}"))
+                name = f"{kind}/{file.stem}_{100 * fraction:g}percent"
+                share = f"{train}%{100 * fraction:g}" if fraction != 1 else train
+                tasks.append(_with_data(file, name, share, test))
         elif count := SCENES.get(file.parent.name):
             root = str((args.output / "scenes").absolute())
             train, test = f"scenes_train_{count}@{root}", f"scenes_test_100@{root}"
@@ -102,8 +95,6 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
 def init_settings(path: str) -> tuple[str, ...]:
     """KEY VALUE pairs with which a detector starts from a weight file, or at random from ""."""
     spec = read_backbone(path).spec if path else {}
-    if spec == MSRA_SPEC:
-        return ("MODEL.WEIGHTS", path, "MODEL.SUPERVISED_BASELINE", "True")
     pairs = [(k, v) for k, v in spec.items() if k != "MODEL.RESNETS.DEPTH"]  # must agree by itself
     return ("MODEL.WEIGHTS", path, *(str(item) for pair in pairs for item in pair))
 
@@ -121,7 +112,6 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     more = ["DATASETS.TRAIN", repr(with_seed(cfg.DATASETS.TRAIN, cell.seed))]
     more += ["TEST.EVAL_PERIOD", str(period)]
     cfg.merge_from_list(more)
-    apply_supervised_baseline(cfg)
     prepare_datasets(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     identity = dict(flatten(json.loads(json.dumps(cfg))))  # values as JSON keeps them
     identity.update({"weights": file_digest(path), "MODEL.WEIGHTS": Path(path).name})
@@ -200,14 +190,18 @@ def main() -> None:
     add("--output", type=Path, default=Path("output/benchmark"))
     add("--shard", default="0/1", help="i/n: run only the i-th of every n cells, from 0")
     add("--evaluations", type=int, default=4, help="of each run, evenly spaced to its end")
-    add("--voc", help="data in VOC's layout (trainval, test) instead of the configs' own")
-    add("--fraction", type=float, action="append", help="share of --voc's trainval; repeatable")
+    add("--data", nargs=2, metavar=("TRAIN", "TEST"), help="names of data, not the configs' own")
+    add("--voc", help="a folder in VOC's layout: --data FOLDER:trainval FOLDER:test")
+    add("--fraction", type=float, action="append", help="share of TRAIN; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
     args = parser.parse_args(at_home(sys.argv[1:]))
     args.init = dict(args.init)
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")
     try:
+        if args.voc:
+            root = os.path.abspath(args.voc)
+            args.data = [register_voc_folder(root, split) for split in ("trainval", "test")]
         tasks = make_tasks(args)
         cells = plan(tasks, args.init, args.seeds, args.shard)
         failed = run_all(args, cells)

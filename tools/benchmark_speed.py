@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils.events import EventStorage
@@ -104,70 +103,37 @@ class Case:
         with EventStorage():
             self.trainer.run_step()
 
-    def encode(self, encoder: Any, side: str) -> dict[tuple[str, str], torch.Tensor]:
+    def encode(self, encoder: Any, side: str) -> torch.Tensor:
         views = (self.batch.get(f"{view}_{side}") for view in ("global", "local"))
         with self.autocast:
-            return encoder(*(self.model.normalise(view) for view in views))
+            return sum(encoder(*(self.model.normalise(view) for view in views)).values())
 
     def query(self) -> None:
+        """Forward and backward of the query encoder."""
         self.optimizer.zero_grad(set_to_none=True)
-        embeddings = self.encode(self.model.query_encoder, "query")
-        torch.stack(list(embeddings.values())).sum().backward()
-
-    @torch.no_grad()
-    def key(self) -> None:
-        self.encode(self.model.key_encoder, "key")
+        self.encode(self.model.query_encoder, "query").sum().backward()
 
     def bare(self) -> None:
-        """What a step cannot do without: query forward and backward, key forward."""
+        """What a step cannot do without: that, and the key encoder's forward."""
         self.query()
-        self.key()
-
-    def parts(self) -> Calls:
-        """The parts of a step, each to be timed alone."""
-        model = self.model
         with torch.no_grad():
-            queries = self.encode(model.query_encoder, "query")
-        queries = {name: query.float().requires_grad_() for name, query in queries.items()}
-        count = len(next(iter(queries.values())))
-        keys = F.normalize(torch.randn_like(model.queue.features[:, :count]), dim=2)
-
-        def losses(closely: bool = False) -> None:
-            model.monitor.closely = closely  # as it is at every 20th step
-            sum(model.contrast(queries, keys).values()).backward()
-            model.monitor.forget()
-
-        model.begin_step()  # outside of a step nothing is watched
-        return {
-            "bare encoders": self.bare,
-            "query forward + backward": self.query,
-            "key forward": self.key,
-            "losses forward + backward": losses,
-            "the same, watched closely": lambda: losses(True),
-            "queue": lambda: model.queue.enqueue(keys),
-            "momentum encoder": model.update_momentum_encoder,
-            "optimiser": self.optimizer.step,
-        }
+            self.encode(self.model.key_encoder, "key")
 
 
-def measure_steps(args: argparse.Namespace, cfg: CfgNode) -> None:
+def measure_step(args: argparse.Namespace, cfg: CfgNode) -> None:
     case = Case(cfg, args.batch)
     case.step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if args.num_gpus:
         peak = torch.cuda.max_memory_allocated() / 2**30
     print(f"peak memory after one step: {peak:.2f} GiB")
-    steps, parts = {"bare encoders": case.bare, "step": case.step}, case.parts()
+    calls: Calls = {"bare encoders": case.bare, "query": case.query, "step": case.step}
     precision = "bfloat16" if cfg.SOLVER.AMP.ENABLED else "float32"
     if args.plain:
         cfg.SOLVER.AMP.ENABLED = False
-        plain = Case(cfg, args.batch, is_plain=True)
-        steps["plain step in float32"] = plain.step
-        for name in ("losses forward + backward", "momentum encoder", "optimiser"):
-            parts[f"plain {name}"] = plain.parts()[name]
-    for title, calls in ((f"Step, {precision}", steps), ("Parts, each alone", parts)):
-        title += f", batch {args.batch}"
-        show(title, calls, args.batch, "bare encoders", args.repeats, synchronised)
+        calls["plain step in float32"] = Case(cfg, args.batch, is_plain=True).step
+    title = f"Step, {precision}, batch {args.batch}"
+    show(title, calls, args.batch, "bare encoders", args.repeats, synchronised)
 
 
 def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -205,10 +171,7 @@ def main() -> None:
     print(f"{args.config_file}, torch {torch.__version__}, {device}")
     if not args.num_gpus:
         keep_freed_memory()
-    if args.images:
-        measure_data(args, cfg)
-    else:
-        measure_steps(args, cfg)
+    (measure_data if args.images else measure_step)(args, cfg)
 
 
 if __name__ == "__main__":

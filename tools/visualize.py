@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.data.datasets import list_images
+from detco_d2.data.datasets import load_images
 from detco_d2.data.decode import UnreadableImage
 from detco_d2.files import at_home
 from detco_d2.reports.detections import plot_detections
@@ -69,7 +69,8 @@ def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
     """The images of --images that can be read, each once, and of a long list an even choice."""
     files: list[str] = []
     for path in args.images:
-        files += [path] if os.path.isfile(path) else [d["file_name"] for d in list_images(path)]
+        is_image = os.path.isfile(path) and not path.endswith(".json")
+        files += [path] if is_image else [d["file_name"] for d in load_images([path], "--images")]
     files = list(dict.fromkeys(map(os.path.realpath, files)))
     count = min(len(files), MAX_IMAGES)
     pictures = []
@@ -125,7 +126,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("kind", choices=[*KINDS, "all"])
     add("--weights", action="append", type=parse_weights, required=True, help="NAME=FILE or random")
-    add("--images", nargs="+", help="files or folders")
+    add("--images", nargs="+", help="files, folders or data sets")
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--count", type=int, default=4, help="images or patches that are shown")
     add("--size", type=int, default=224, help="side of the pictures, in pixels; a multiple of 32")

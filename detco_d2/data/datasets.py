@@ -3,79 +3,26 @@
 import logging
 import os
 import re
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances
+from detectron2.data.datasets import load_coco_json
 
-from .check import check_datasets, describe_folder
-from .decode import EXTENSIONS
+from .check import check_datasets
+from .coco import read_coco
+from .folders import list_images
+from .labels import Labels
+from .voc import find_split, read_voc
+from .yolo import read_yolo
 
-# What systems and programs keep beside photographs: thumbnails, twins, the bin.
-_NOT_OURS = re.compile(
-    r"\.(?!\.|$)|~\$|(__macosx|@(eadir|tmp|recycle)|#(recycle|snapshot)|lost\+found|\$recycle\.bin|recycler|"
-    r"system volume information|thumbs\.db|desktop\.ini)$",
-    re.IGNORECASE,
-)
+# What the metadata says of a data set and not of a share of it.
+_OF_BASE = ("name", "evaluator_type", "share_of", "json_file", "image_root", "dirname", "split")
 
 logger = logging.getLogger(__name__)
-
-
-def is_foreign(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or what a system keeps for itself."""
-    return _NOT_OURS.match(name) is not None
-
-
-def list_images(folder: str) -> list[dict[str, Any]]:
-    """All images below a folder, sorted by path, as Detectron2 data-set dicts.
-
-    Links are followed, and a folder that is reached in several ways is read once. A link to a file
-    that is not there counts as an image, which training will find unreadable. Hidden files and
-    those of systems are left out; the log counts what is, by ending.
-
-    Raises:
-        FileNotFoundError, OSError: no such folder, no image in it, or a part that cannot be read.
-    """
-    # Detectron2 opens paths after `link/..` has been struck out of them, which may lead elsewhere.
-    root = os.path.realpath(folder) if ".." in Path(folder).parts else folder
-    if not os.path.isdir(root):
-        raise FileNotFoundError(describe_folder(root))
-    files: list[str] = []
-    left: Counter[str] = Counter()
-    seen: set[str] = set()
-    for directory, folders, names in os.walk(root, onerror=_stop, followlinks=True):
-        # in order, so that the same one of several ways is taken everywhere
-        folders[:] = sorted(name for name in folders if not is_foreign(name))
-        real = os.path.realpath(directory)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in names:
-            ending = os.path.splitext(name)[1].lower()
-            if is_foreign(name):
-                left["hidden or of the system"] += 1
-            elif ending in EXTENSIONS:
-                files.append(os.path.join(directory, name))
-            else:
-                left[ending or "without an ending"] += 1
-    if left:
-        counts = ", ".join(f"{count} {ending}" for ending, count in left.most_common(10))
-        logger.info("%s: %d files are left out: %s", folder, left.total(), counts)
-    if not files:
-        looked_for = f"looked for {', '.join(EXTENSIONS)}"
-        raise FileNotFoundError(f"No image below: {describe_folder(root)}; {looked_for}.")
-    return [{"file_name": name, "image_id": i} for i, name in enumerate(sorted(files))]
-
-
-def _stop(error: OSError) -> None:
-    """Of os.walk, which would leave out what it cannot read."""
-    raise type(error)(f"{error}: a folder below one of DATASETS.TRAIN cannot be read.") from error
 
 
 def is_shard_name(name: str) -> bool:
@@ -86,31 +33,155 @@ def is_shard_name(name: str) -> bool:
 def register_by_name(names: Sequence[str]) -> None:
     """Register each name that says by itself what it holds, and is not registered yet.
 
+    Nothing is read for it. What is registered with Detectron2's `register_coco_instances` gets the
+    reader of this package, which completes what is missing.
+
     Args:
-        names: `scenes_<split>_<count>@<root>`, rendered scenes, which are written if they are not
-            there; `voc_<split>_<fraction>_seed<n>@<root>`, a share of a folder in VOC's layout;
-            `coco_2017_train_<n>percent_seed<n>`; or a directory. Any other name is left alone.
+        names: `FILE.json` or `FILE.json@IMAGES`, COCO's format; `FOLDER:SPLIT`, VOC's layout;
+            `FILE.yaml:SPLIT`, YOLO's; a folder of images; `scenes_<split>_<count>@<root>`, rendered
+            scenes, which are written if they are not there; any of these, or a registered name,
+            with `%<percent>` or `%<percent>,seed=<n>` behind it, a share. Others are left alone.
+
+    Raises:
+        ValueError, FileNotFoundError: a share that is none, a split that is not there.
     """
     for name in names:
-        if name in DatasetCatalog.list():
-            continue
-        if match := re.fullmatch(r"scenes_(\w+_(\d+))@(.+)", name):
-            from .synthetic import register_scenes, write_scenes
-
-            if not Path(match[3], "annotations", f"instances_{match[1]}.json").is_file():
-                logger.info("Rendering %s scenes below %s", match[2], match[3])
-                write_scenes(match[3], match[1], int(match[2]), seed=0)
-            register_scenes(match[3], match[1])
-        elif match := re.fullmatch(r"voc_(\w+?)_([\d.]+)_seed(\d+)@(.+)", name):
-            _register_voc_folder(name, match[4], match[1], float(match[2]), int(match[3]))
-        elif match := re.fullmatch(r"(coco_2017_train)_([\d.]+)percent_seed(\d+)", name):
-            _register_share(match[1], float(match[2]), int(match[3]))
-        elif os.path.isdir(name):
-            DatasetCatalog.register(name, lambda name=name: list_images(name))
-            MetadataCatalog.get(name).set(evaluator_type=None)
+        if name not in DatasetCatalog.list():
+            _register(name)
+        load = DatasetCatalog[name] if name in DatasetCatalog.list() else None
+        if getattr(load, "__module__", "") == load_coco_json.__module__:
+            metadata = MetadataCatalog.get(name)
+            DatasetCatalog.pop(name)
+            read = partial(read_coco, metadata.json_file, metadata.image_root or ".")
+            DatasetCatalog.register(name, partial(_load, name, read))
 
 
-def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
+def _register(name: str) -> None:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        DatasetCatalog.register(name, partial(list_images, path))
+        MetadataCatalog.get(name).set(evaluator_type=None)
+    elif share := _parse_share(name):
+        base, percent, seed = share
+        register_by_name([base])
+        kind = MetadataCatalog.get(base).get("evaluator_type", "coco")
+        MetadataCatalog.get(name).set(share_of=base, evaluator_type=kind and "coco")
+        DatasetCatalog.register(name, partial(_load, name, partial(_read_share, *share)))
+    elif match := re.fullmatch(r"scenes_(\w+_(\d+))@(.+)", name):
+        from .synthetic import register_scenes, write_scenes
+
+        if not Path(match[3], "annotations", f"instances_{match[1]}.json").is_file():
+            logger.info("Rendering %s scenes below %s", match[2], match[3])
+            write_scenes(match[3], match[1], int(match[2]), seed=0)
+        register_scenes(match[3], match[1])
+    elif read := _find_reader(path):
+        DatasetCatalog.register(name, partial(_load, name, read))
+        MetadataCatalog.get(name).set(evaluator_type="coco")
+
+
+def _find_reader(path: str) -> Callable[[], Labels] | None:
+    """What reads the labelled data that a path names, if it names any."""
+    file, _, images = path.partition(".json@")
+    file = f"{file}.json" if images else path
+    if file.lower().endswith(".json") and os.path.isfile(file):
+        return partial(read_coco, file, images)
+    place, _, split = path.rpartition(":")
+    if place.lower().endswith((".yaml", ".yml")) and os.path.isfile(place):
+        return partial(read_yolo, place, split)
+    if os.path.isdir(place):
+        find_split(place, split)
+        return partial(read_voc, place, split)
+    return None
+
+
+def _parse_share(name: str) -> tuple[str, float, int] | None:
+    """The data set, percent and seed of a share; or of `voc_<split>_<fraction>_seed<n>@<root>` and
+    `<name>_<percent>percent_seed<n>`, as shares were called before.
+
+    Raises:
+        ValueError: more than all of it, or nothing.
+    """
+    number = r"(\d+\.?\d*|\.\d+)"
+    if match := re.fullmatch(rf"voc_(\w+?)_{number}_seed(\d+)@(.+)", name):
+        split, fraction, seed, root = match.groups()
+        return f"{root}:{split}", 100 * float(fraction), int(seed)
+    match = re.fullmatch(rf"(.+)%{number}(?:,seed=(\d+))?", name)
+    match = match or re.fullmatch(rf"(.+)_{number}percent_seed(\d+)", name)
+    if not match:
+        return None
+    base, percent, seed = match[1], float(match[2]), int(match[3] or 0)
+    if not 0 < percent <= 100:
+        raise ValueError(f"{name!r}: a share must be above 0 and at most 100 percent.")
+    return base, percent, seed
+
+
+def _read_share(base: str, percent: float, seed: int) -> Labels:
+    register_by_name([base])
+    images = DatasetCatalog.get(base)
+    known = MetadataCatalog.get(base).as_dict()  # the classes are, once the base has been read
+    metadata = {key: value for key, value in known.items() if key not in _OF_BASE}
+    return seeded_subset(images, max(1, round(percent / 100 * len(images))), seed), metadata
+
+
+def _load(name: str, read: Callable[[], Labels]) -> list[dict[str, Any]]:
+    """Read a data set; its classes are numbered as its metadata says, if that knows them already.
+
+    Raises:
+        ValueError: a box of a class that the metadata has not.
+    """
+    images, found = read()
+    metadata = MetadataCatalog.get(name)
+    own, wanted = found.get("thing_classes"), metadata.get("thing_classes")
+    if own and wanted and list(own) != list(wanted):
+        numbers = {i: wanted.index(title) for i, title in enumerate(own) if title in wanted}
+        for label in (label for image in images for label in image.get("annotations", [])):
+            if label["category_id"] not in numbers:
+                raise ValueError(
+                    f"{name!r} has boxes of {own[label['category_id']]!r}, which the data that it "
+                    f"goes with has not: {', '.join(wanted)}."
+                )
+            label["category_id"] = numbers[label["category_id"]]
+        found = {}
+    metadata.set(**{key: value for key, value in found.items() if metadata.get(key) is None})
+    return images
+
+
+def use_classes(name: str, classes: Sequence[str]) -> None:
+    """Number the classes of a data set as another one does, by their names.
+
+    Raises:
+        ValueError: its evaluator has an order of its own.
+    """
+    metadata = MetadataCatalog.get(name).as_dict()
+    load, own = DatasetCatalog[name], metadata.get("thing_classes")
+    if own and list(own) == list(classes):
+        return
+    if metadata.get("evaluator_type", "coco") != "coco":
+        raise ValueError(
+            f"{name!r} has the classes {own}, which its own evaluator numbers; the data it goes "
+            f"with has {list(classes)}."
+        )
+    if own and getattr(load, "func", None) is not _load:  # registered in Python
+        DatasetCatalog.pop(name)
+        read = lambda: (load(), {"thing_classes": own})  # noqa: E731
+        DatasetCatalog.register(name, partial(_load, name, read))
+    MetadataCatalog.pop(name)  # it refuses other values than the first
+    metadata.pop("thing_dataset_id_to_contiguous_id", None)
+    MetadataCatalog.get(name).set(**{**metadata, "thing_classes": list(classes)})
+
+
+def register_voc_folder(root: str, split: str) -> str:
+    """Register a split of a folder in VOC's layout; returns its name.
+
+    Raises:
+        FileNotFoundError: see :func:`find_split`.
+    """
+    find_split(root, split)
+    register_by_name([f"{root}:{split}"])
+    return f"{root}:{split}"
+
+
+def load_images(names: Sequence[str], key: str = "DATASETS.TRAIN") -> list[dict[str, Any]]:
     """The images of data sets and folders without their annotations; none is dropped.
 
     Raises:
@@ -118,11 +189,11 @@ def load_images(names: Sequence[str]) -> list[dict[str, Any]]:
     """
     if not names:
         raise ValueError(
-            "DATASETS.TRAIN is empty; name a registered data set or a folder of images, such as "
+            f"{key} is empty; name a registered data set or a folder of images, such as "
             """DATASETS.TRAIN '("/my/photos",)'."""
         )
     register_by_name(names)
-    check_datasets(names, "DATASETS.TRAIN")
+    check_datasets(names, key)
     images = []
     for name in names:
         found = [{"file_name": d["file_name"]} for d in DatasetCatalog.get(name)]
@@ -155,46 +226,6 @@ def seeded_subset(items: Sequence[Any], count: int, seed: int) -> list[Any]:
     return [items[i] for i in sorted(chosen)]
 
 
-def _register_voc_folder(name: str, root: str, split: str, fraction: float, seed: int) -> None:
-    """Register a share of a folder in PASCAL VOC's layout, with the classes that its boxes name.
-
-    Raises:
-        FileNotFoundError: no such list of images.
-    """
-    image_set = Path(root, "ImageSets", "Main", f"{split}.txt")
-    if not image_set.is_file():
-        raise FileNotFoundError(f"{root!r} is not in VOC's layout: there is no {str(image_set)!r}.")
-    found = {
-        element.text
-        for file in Path(root, "Annotations").glob("*.xml")
-        for element in ElementTree.parse(file).iterfind("object/name")
-    }
-    classes = sorted(name for name in found if name)
-
-    def load() -> list[dict[str, Any]]:
-        images = load_voc_instances(root, split, classes)
-        return seeded_subset(images, round(fraction * len(images)), seed)
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        thing_classes=classes, dirname=root, split=split, year=2012, evaluator_type="pascal_voc"
-    )
-
-
-def _register_share(base: str, percent: float, seed: int) -> None:
-    """Register `<base>_<percent>percent_seed<seed>`: a share of the images of a data set."""
-    name = f"{base}_{percent:g}percent_seed{seed}"
-
-    def load() -> list[dict[str, Any]]:
-        images = DatasetCatalog.get(base)
-        classes = MetadataCatalog.get(base).thing_classes  # known once the base has been read
-        MetadataCatalog.get(name).set(thing_classes=classes)
-        return seeded_subset(images, max(1, round(percent / 100 * len(images))), seed)
-
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(share_of=base, evaluator_type="coco")
-
-
 def _register_imagenet(root: str) -> None:
     for split in ("train", "val"):
         name, folder = f"imagenet_{split}", os.path.join(root, "imagenet", split)
@@ -203,6 +234,6 @@ def _register_imagenet(root: str) -> None:
 
 
 _register_imagenet(os.getenv("DETECTRON2_DATASETS", "datasets"))
-for _percent in (1, 2, 5, 10):  # the paper's low-data experiments
-    for _seed in range(10):
-        _register_share("coco_2017_train", _percent, _seed)
+register_by_name(  # the paper's low-data experiments
+    [f"coco_2017_train_{p}percent_seed{seed}" for p in (1, 2, 5, 10) for seed in range(10)]
+)

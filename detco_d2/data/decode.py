@@ -17,6 +17,7 @@ TIFF, or single changed bytes within a JPEG, stay unseen where they decode.
 
 import contextlib
 import importlib
+import os
 import re
 import struct
 import warnings
@@ -57,6 +58,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ACROSS = (5, 6, 7, 8)  # the values of it that exchange width and height
+_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of a JPEG and a PNG
 _STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}
 # A JPEG marker, other than those within compressed data: stuffing, fill bytes and restarts.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]", re.DOTALL)
@@ -89,7 +92,7 @@ def decode_image(
         UnreadableImage: for whatever reason; no other exception leaves.
     """
     try:
-        with _strict(max_pixels):
+        with strict(max_pixels):
             image = Image.open(file, "r", FORMATS)
             width, height = image.size
             if min(width, height) < min_side:
@@ -114,8 +117,33 @@ def decode_image(
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
+def upright_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height of what :func:`decode_image` returns, from the header.
+
+    Pixels are not decoded, and the whole file is read only where its last bytes are no end. Several
+    threads may call it within one :func:`strict`.
+
+    Raises:
+        UnreadableImage: no image, or one that is cut.
+    """
+    try:
+        image = Image.open(file, "r", FORMATS)
+        # Pillow decodes all of a PNG to look for an orientation behind its pixels
+        turned = ("exif" in image.info or image.format != "PNG") and _orientation(image) in _ACROSS
+        file.seek(-min(8, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if not file.read().endswith(_ENDS):
+            _check_whole(image.format, file)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"no image, or none of {', '.join(FORMATS)}") from error
+    except UnreadableImage:
+        raise
+    except Exception as error:  # as above
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+    return image.size[::-1] if turned else image.size
+
+
 @contextlib.contextmanager
-def _strict(max_pixels: int) -> Iterator[None]:
+def strict(max_pixels: int) -> Iterator[None]:
     """Pillow without the laxness that another library may have set, and without its warnings."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, max_pixels
@@ -196,10 +224,15 @@ def _to_rgb(image: Image.Image, is_deep: bool = False) -> Image.Image:
 
 def _upright(pixels: Image.Image, opened: Image.Image) -> Image.Image:
     """Turn the pixels as the EXIF data of the opened file says."""
-    if opened.format == "TIFF":
-        return pixels  # Pillow has turned it, though 9.5 still says that it is to be turned
-    try:
-        method = _UPRIGHT.get(opened.getexif().get(_ORIENTATION))
-    except Exception:  # damaged notes are no damage to the pixels
-        method = None
+    method = _UPRIGHT.get(_orientation(opened))
     return pixels if method is None else pixels.transpose(method)
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The value of the EXIF tag; 1, upright, where there is none that can be read."""
+    if opened.format == "TIFF":
+        return 1  # Pillow turns it itself, though 9.5 still says that it is to be turned
+    try:
+        return opened.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged notes are no damage to the pixels
+        return 1

@@ -20,8 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files import replacing
-from .datasets import is_foreign, is_shard_name
+from .datasets import is_shard_name
 from .decode import EXTENSIONS, UnreadableImage
+from .folders import is_hidden
 
 _FORMAT = 2  # of an index, and of what it takes for an image
 _MAX_BYTES = 2**30  # of an image
@@ -209,7 +210,9 @@ def _is_image(member: tarfile.TarInfo) -> bool:
     if not member.isreg() or member.issparse():
         return False
     # WebDataset keeps its own notes in `__x__/`
-    hidden = re.match("__[^/]*__/", member.name) or any(map(is_foreign, member.name.split("/")))
+    hidden = re.match("__[^/]*__/", member.name) or any(
+        map(is_hidden, map(Path, member.name.split("/")))
+    )
     return not hidden and member.name.lower().endswith(EXTENSIONS)
 
 

@@ -116,7 +116,7 @@ class HealthHook(HookBase):
         return f"queues full, oldest key {self.queue_length / self.batch_size:.0f} iterations"
 
     def _contrast(self, storage: EventStorage) -> list[str]:
-        def each(kind: str, firsts: Iterable[str], scale: float = 1, digits: int = 2) -> str:
+        def each(kind: str, firsts: Iterable[str], scale: float, digits: int) -> str:
             texts = []
             for first in firsts:
                 names = [f"{kind}/{first}_{stage}" for stage in self.detco.stage_weights]
@@ -124,17 +124,14 @@ class HealthHook(HookBase):
                 texts.append(f"{first} " + "/".join(f"{value:.{digits}f}" for value in values))
             return ", ".join(texts)
 
-        families, stages = self.detco.families, "/".join(self.detco.stage_weights)
+        stages, chance = "/".join(self.detco.stage_weights), 100 / (self.queue_length + 1)
         views = dict.fromkeys(view.split("_")[0] for view in self.detco.views if "query" in view)
-        chance = 100 / (self.queue_length + 1)
         loss = _median(storage, "total_loss", self.period)
+        top1 = each("top1", self.detco.families, 100, 0)
         return [
             f"loss {loss:.2f} (chance {self.total_chance:.2f})",
-            f"top-1 % of {stages}: {each('top1', families, 100, 0)} (chance {chance:.2g})",
-            f"top-5 % {each('top5', families, 100, 0)} (chance {min(100.0, 5 * chance):.2g})",
-            f"alignment {each('alignment', families)}",
-            f"uniformity {each('uniformity', views)}",
-            f"spread {each('spread', views)}",
+            f"top-1 % of {stages}: {top1} (chance {chance:.2g})",
+            f"spread {each('spread', views, 1, 2)}",
         ]
 
     def _machine(self, storage: EventStorage) -> list[str]:

@@ -145,6 +145,8 @@ def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         return {key: "BN" if value in BATCH_NORMS else value for key, value in pairs}
 
     before, now = values(text), values(cfg.dump())
+    # of a run that has begun, and that did not know it yet
+    before.setdefault("MODEL.DETCO.QUEUE_FILL", now["MODEL.DETCO.QUEUE_FILL"])
     return [
         (key, before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())

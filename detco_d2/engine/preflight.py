@@ -64,10 +64,10 @@ def check_learns(cfg: CfgNode, processes: int, refuse: bool = True) -> None:
     logger.warning(problem)
 
 
-def check_run(cfg: CfgNode, processes: int) -> None:
-    """Refuse what would fail in every process, before any process starts.
+def check_run(cfg: CfgNode, processes: int) -> int:
+    """Refuse what would fail in every process, before any process starts; counts the images.
 
-    The images are counted for it, and tar shards without an index get one.
+    Tar shards without an index get one.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: says what to change.
@@ -85,8 +85,10 @@ def check_run(cfg: CfgNode, processes: int) -> None:
     from ..data.stream import load_train_images
 
     check_images(cfg.DATASETS.TRAIN)
-    check_batch(cfg, len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)), processes)
+    num_images = len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR))
+    check_batch(cfg, num_images, processes)
     check_learns(cfg, processes)
+    return num_images
 
 
 def check_images(names: Sequence[str]) -> None:

@@ -12,8 +12,10 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
 
+from ..config_files import lookup
 from ..data.mapper import DetCoDatasetMapper
 from ..data.stream import build_pretrain_loader, load_train_images, mix_seed
+from ..recipe import recipe
 from .guard import BadImages, NonFiniteSteps
 from .health import PERIOD, HealthHook
 from .hooks import CheckpointHook, StopHook
@@ -29,6 +31,19 @@ logger = logging.getLogger(__name__)
 _STEP = 10  # a kind of draw, see mix_seed; the data uses those below
 
 
+def num_iterations(cfg: CfgNode, num_images: int) -> int:
+    """The length of a run: MAX_EPOCHS of so many images, or MAX_ITER."""
+    epochs = cfg.SOLVER.MAX_EPOCHS
+    return epochs * (num_images // cfg.SOLVER.IMS_PER_BATCH) if epochs else cfg.SOLVER.MAX_ITER
+
+
+def recipe_pairs(cfg: CfgNode, num_images: int) -> list[Any]:
+    """KEY VALUE pairs that :func:`recipe` gives for what is None in the config."""
+    found = recipe(num_images, cfg.SOLVER.IMS_PER_BATCH, num_iterations(cfg, num_images))
+    pairs = [pair for pair in found.items() if lookup(cfg, pair[0]) is None]
+    return [item for pair in pairs for item in pair]
+
+
 def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
     """A copy of the config whose MAX_ITER follows MAX_EPOCHS, and BASE_LR LR_REFERENCE_BATCH."""
     batch, length = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.DETCO.QUEUE_LENGTH
@@ -40,8 +55,8 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
         )
     cfg = cfg.clone()
     cfg.defrost()
+    cfg.SOLVER.MAX_ITER = num_iterations(cfg, num_images)
     if cfg.SOLVER.MAX_EPOCHS > 0:
-        cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_EPOCHS * (num_images // batch)
         logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER)
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
         rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
@@ -70,6 +85,10 @@ class PretrainTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         self.images = load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
         check_batch(cfg, len(self.images), comm.get_world_size())
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.merge_from_list(recipe_pairs(cfg, len(self.images)))
+        cfg.freeze()
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
         if cfg.MODEL.DEVICE == "cpu":
@@ -113,13 +132,18 @@ class PretrainTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Iterator[Any]:
         """A generator, so that the workers start at the first step, where a resume has set it."""
+        yield from self.batches(self.mapper, self.data_seed, self.start_iter)
+
+    def batches(self, mapper: DetCoDatasetMapper, seed: int, start_iter: int) -> Iterator[Any]:
+        """This process's share of the batches of the stream of this seed; no number is drawn."""
+        cfg = self.cfg
         loader = build_pretrain_loader(
             self.images,
-            self.mapper,
+            mapper,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=self.data_seed,
-            start_iter=self.start_iter,
+            seed=seed,
+            start_iter=start_iter,
             pin_memory=cfg.MODEL.DEVICE != "cpu",
             timeout=cfg.SOLVER.COLLECTIVE_TIMEOUT,
             start_worker=lambda worker: self.stop.listen_in_worker(),
@@ -163,6 +187,10 @@ class PretrainTrainer(Trainer):
     def build_hooks(self) -> list[HookBase]:
         cfg = self.cfg
         result: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.MODEL.DETCO.QUEUE_FILL:
+            from .fill import FillHook
+
+            result.insert(0, FillHook(cfg))
         if cfg.TEST.KNN.DATASET:
             from .knn import KNNHook
 

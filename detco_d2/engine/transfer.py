@@ -1,11 +1,19 @@
 """The transfer trainer: fine-tune a detector from a pretrained backbone, and evaluate it."""
 
+import json
+import logging
 import os
+import tempfile
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_train_loader,
+)
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import RandomCrop
 from detectron2.evaluation import (
@@ -15,11 +23,20 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
 )
+from detectron2.utils import comm
 
 from ..compat import has_compiled_coco_evaluator, mend_cityscapesscripts
+from ..data.datasets import register_by_name
+from ..data.labels import coco_content
 from ..weights.checkpointer import BackboneCheckpointer
 from ..weights.input_spec import InputSpec
+from .labels import evaluator_kind, follow_data, write_classes
 from .trainer import Trainer
+
+# What the evaluator must know of a data set besides its labels.
+_FOR_EVALUATOR = ("thing_classes", "thing_dataset_id_to_contiguous_id")
+
+logger = logging.getLogger(__name__)
 
 
 def build_mapper(cfg: CfgNode) -> DatasetMapper:
@@ -34,8 +51,53 @@ def build_mapper(cfg: CfgNode) -> DatasetMapper:
     return DatasetMapper(cfg, is_train=True, augmentations=[scale, crop, *flip])
 
 
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluator:
+    """COCO's evaluator, but for data sets whose metadata asks for PASCAL VOC's or Cityscapes'.
+
+    PASCAL VOC's counts a class without boxes as 0, so COCO's takes its place where there is one.
+
+    Raises:
+        ValueError: a data set without an evaluator, see :func:`evaluator_kind`.
+    """
+    kind = evaluator_kind(dataset_name)
+    if kind.startswith("cityscapes"):
+        mend_cityscapesscripts()
+        is_instance = kind == "cityscapes_instance"
+        return (CityscapesInstanceEvaluator if is_instance else CityscapesSemSegEvaluator)(
+            dataset_name
+        )
+    register_by_name([dataset_name])
+    images, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
+    if kind == "pascal_voc":
+        found = {box["category_id"] for image in images for box in image["annotations"]}
+        if len(found) == len(metadata.thing_classes):
+            return PascalVOCDetectionEvaluator(dataset_name)
+        logger.warning("%s lacks boxes of some classes: COCO's AP, not VOC's", dataset_name)
+    folder = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    truth = f"{dataset_name} as evaluated"  # a name of its own: labels in files may be incomplete
+    MetadataCatalog.pop(truth, None)
+    known = {key: metadata.get(key) for key in _FOR_EVALUATOR if metadata.get(key)}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(coco_content(images, metadata), file, default=lambda value: value.tolist())
+        file.flush()
+        MetadataCatalog.get(truth).set(json_file=file.name, **known)
+        fast = has_compiled_coco_evaluator()
+        return COCOEvaluator(truth, output_dir=folder, use_fast_impl=fast)
+
+
 class TransferTrainer(Trainer):
     """Fine-tunes a detector or a segmentation network; evaluates on DATASETS.TEST."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Raises:
+            ValueError, OSError: data that cannot be trained on, see :func:`follow_data`.
+        """
+        super().__init__(with_data(cfg))
+        if comm.is_main_process():
+            write_classes(cfg)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
@@ -57,50 +119,42 @@ class TransferTrainer(Trainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_dir: str | None = None
     ) -> DatasetEvaluator:
-        """The evaluator that the data set's metadata (`evaluator_type`) asks for.
-
-        Raises:
-            ValueError: a data set without a type, or of one that is not known here.
-        """
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind == "coco":
-            folder = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
-            fast = has_compiled_coco_evaluator()
-            return COCOEvaluator(dataset_name, output_dir=folder, use_fast_impl=fast)
-        by_kind = {
-            "pascal_voc": PascalVOCDetectionEvaluator,
-            "cityscapes_instance": CityscapesInstanceEvaluator,
-            "cityscapes_sem_seg": CityscapesSemSegEvaluator,
-        }
-        if kind not in by_kind:
-            raise ValueError(
-                f"DATASETS.TEST names {dataset_name!r}, whose metadata evaluator_type is {kind!r}; "
-                f"known are {['coco', *by_kind]}. Set it with "
-                f"MetadataCatalog.get({dataset_name!r})."
-            )
-        if kind.startswith("cityscapes"):
-            mend_cityscapesscripts()
-        return by_kind[kind](dataset_name)
+        return build_evaluator(cfg, dataset_name, output_dir)
 
 
-def load_detector(cfg: CfgNode, resume: bool) -> Any:
+def with_data(cfg: CfgNode, detector: str | None = None) -> CfgNode:
+    """A copy of the config with what follows from its data; see :func:`follow_data`."""
+    pairs = follow_data(cfg, detector)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(pairs)
+    cfg.freeze()
+    return cfg
+
+
+def load_detector(cfg: CfgNode, resume: bool) -> tuple[CfgNode, Any]:
     """The whole model of MODEL.WEIGHTS, or with `resume` the newest checkpoint of OUTPUT_DIR.
 
+    Returns:
+        the config with what follows from the data, and the model.
+
     Raises:
-        ValueError, FileNotFoundError: no weights, or a tensor of the model is not in them.
+        ValueError, OSError: no weights, or a tensor of the model is not in them; or see
+            :func:`follow_data`.
     """
     if not (resume or cfg.MODEL.WEIGHTS):
         raise ValueError(
             "There is nothing to evaluate: set MODEL.WEIGHTS to a model_final.pth of train_net.py, "
             "or pass --resume for the newest checkpoint of OUTPUT_DIR."
         )
+    cfg = with_data(cfg, cfg.OUTPUT_DIR if resume else os.path.dirname(cfg.MODEL.WEIGHTS))
     model = TransferTrainer.build_model(cfg)
     spec = InputSpec(cfg)
     checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=spec, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return model
+    return cfg, model
 
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """The scores on DATASETS.TEST of what :func:`load_detector` loads."""
-    return TransferTrainer.test(cfg, load_detector(cfg, resume))
+    return TransferTrainer.test(*load_detector(cfg, resume))

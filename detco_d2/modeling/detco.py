@@ -14,7 +14,7 @@ from torch import nn
 
 from ..config_checks import check_detco_config
 from ..families import FAMILIES, required_views
-from .distributed import RowExchange, batch_permutation, concat_all_gather, own_rows
+from .distributed import Shuffle, concat_all_gather, own_rows
 from .encoder import Encoder, checkpoint_activations
 from .losses import info_nce
 from .monitors import Monitor
@@ -84,7 +84,7 @@ class DetCo(nn.Module):
         # walking over modules for them takes longer than a GPU takes for the average
         self._ema_keys: list[torch.Tensor] = list(self.key_encoder.parameters())
         self._ema_queries: list[torch.Tensor] = list(query_encoder.parameters())
-        self.monitor = Monitor()
+        self.monitor = Monitor(temperature)
         self._waiting_keys: list[torch.Tensor] | None = None  # of the parts of an open step
         self._statistics: list[list[torch.Tensor]] = []  # of both encoders, by type
         self._statistics_before: list[list[torch.Tensor]] = []  # their copies
@@ -133,11 +133,11 @@ class DetCo(nn.Module):
             )
         device = self.pixel_mean.device
         views = {name: batch[name].to(device, non_blocking=True) for name in self.views}
-        order, exchange = self._start_shuffle(views)
+        shuffle = self._shuffle(views)  # while the query encoder works
         queries = self.query_encoder(
             self.normalise(views.get("global_query")), self.normalise(views.get("local_query"))
         )
-        own_keys, all_keys = self._encode_keys(views, order, exchange)
+        own_keys, all_keys = self._encode_keys(views, shuffle)
         if self._waiting_keys is not None:
             self._waiting_keys.append(all_keys)
         with torch.autocast(device.type, enabled=False):
@@ -146,6 +146,13 @@ class DetCo(nn.Module):
             f"loss_{family}_{stage}": self.stage_weights[stage] * loss
             for (family, stage), loss in terms.items()
         }
+
+    @torch.no_grad()
+    def encode_keys(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The keys of all processes, of shape (Q, B, D), for the key views of such a batch."""
+        names = [f"{view}_key" for view in self.key_views]
+        views = {name: batch[name].to(self.pixel_mean.device) for name in names}
+        return self._encode_keys(views, self._shuffle(views))[1]
 
     def begin_step(self) -> None:
         """Remember what a forward pass changes, the running statistics of both encoders."""
@@ -202,41 +209,30 @@ class DetCo(nn.Module):
         """theta_k <- m theta_k + (1 - m) theta_q, parameters only (MoCo eq. 2)."""
         torch._foreach_lerp_(self._ema_keys, self._ema_queries, 1.0 - self.momentum)
 
-    def _start_shuffle(
-        self, views: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor | None, RowExchange | None]:
-        """Send the key images to where their batch statistics are taken (MoCo, 3.3).
-
-        An image's views travel together, as bytes, while the query encoder works.
-        """
+    def _shuffle(self, views: dict[str, torch.Tensor]) -> Shuffle | None:
+        """Send the key images to where their batch statistics are taken, all views as bytes."""
         if not self.shuffle_bn or comm.get_world_size() == 1:
-            return None, None
-        keys = [views[f"{view}_key"] for view in self.key_views]
-        size = len(keys[0]) * comm.get_world_size()
-        order = batch_permutation(size, seed=int(self.queue.num_enqueued))
-        return order, RowExchange(torch.cat([view.flatten(1) for view in keys], dim=1), order)
+            return None
+        keys = [views[f"{view}_key"].flatten(1) for view in self.key_views]
+        return Shuffle(torch.cat(keys, dim=1), seed=int(self.queue.num_enqueued))
 
     @torch.no_grad()
     def _encode_keys(
-        self,
-        views: dict[str, torch.Tensor],
-        order: torch.Tensor | None,
-        exchange: RowExchange | None,
+        self, views: dict[str, torch.Tensor], shuffle: Shuffle | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys of this process, of shape (Q, N, D), and of all processes, (Q, B, D).
 
         The embeddings of all queues cross the network in one gather, and are un-shuffled after it.
         """
         keys = {view: views[f"{view}_key"] for view in self.key_views}
-        if exchange is not None:
-            sizes = [key[0].numel() for key in keys.values()]
-            parts = exchange.wait().split(sizes, dim=1)
+        if shuffle:
+            parts = shuffle.wait().split([key[0].numel() for key in keys.values()], dim=1)
             keys = {name: part.view_as(keys[name]) for name, part in zip(keys, parts)}
         embeddings = self.key_encoder(*(self.normalise(keys.get(v)) for v in ("global", "local")))
         all_keys = torch.stack([embeddings[name] for name in self.queue_names])
         all_keys = concat_all_gather(all_keys, dim=1)
-        if order is not None:
-            all_keys = all_keys[:, torch.argsort(order).to(all_keys.device)]
+        if shuffle:
+            all_keys = shuffle.undo(all_keys, dim=1)
         return own_rows(all_keys, dim=1), all_keys
 
     def contrast(

@@ -22,29 +22,26 @@ def own_rows(tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
     return tensor.chunk(comm.get_world_size(), dim=dim)[comm.get_rank()]
 
 
-def batch_permutation(size: int, seed: int) -> torch.Tensor:
-    """A permutation of 0..size-1 that depends on the seed alone, so it needs no broadcast."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+class Shuffle:
+    """Deals the rows of all processes anew, in the background (MoCo, section 3.3).
 
-
-class RowExchange:
-    """Moves rows between processes in the background, each row to the one process that wants it.
-
-    Every process holds N rows of a batch of all; afterwards it holds those N that `order` gives
-    it. One collective, in which a row crosses the network at most once.
+    Every process holds N rows of a batch of all; afterwards it holds those N that a permutation of
+    the batch gives it. One collective, in which a row crosses the network at most once.
     """
 
-    def __init__(self, rows: torch.Tensor, order: torch.Tensor) -> None:
+    def __init__(self, rows: torch.Tensor, seed: int) -> None:
         """
         Args:
             rows: of shape (N, ...), equal in shape and dtype on all processes.
-            order: a permutation of all rows; this process gets its :func:`own_rows`.
+            seed: of the permutation, which so needs no broadcast.
         """
-        rank, count = comm.get_rank(), len(rows)
-        wanted = order.view(-1, count)  # by receiver
+        rank, count, world = comm.get_rank(), len(rows), comm.get_world_size()
+        generator = torch.Generator().manual_seed(seed)
+        self.order = torch.randperm(count * world, generator=generator)
+        wanted = self.order.view(world, count)  # by receiver
         sender = wanted // count
         sent = [row[source == rank] - rank * count for row, source in zip(wanted, sender)]
-        received = torch.bincount(sender[rank], minlength=len(wanted)).tolist()
+        received = torch.bincount(sender[rank], minlength=world).tolist()
         # rows arrive by sender, each sender's in the order of the permutation
         self.places = torch.argsort(sender[rank], stable=True).to(rows.device)
         self.outgoing = rows[torch.cat(sent).to(rows.device)]  # lives as long as the transfer
@@ -55,8 +52,12 @@ class RowExchange:
         )
 
     def wait(self) -> torch.Tensor:
-        """The rows of this process, of shape (N, ...)."""
+        """The rows that this process is dealt, of shape (N, ...)."""
         self.work.wait()
         result = torch.empty_like(self.buffer)
         result[self.places] = self.buffer
         return result
+
+    def undo(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
+        """The rows of all processes in the order of before."""
+        return rows.index_select(dim, torch.argsort(self.order).to(rows.device))

@@ -20,7 +20,8 @@ class Monitor:
             uniformity.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
         self.closely = False
         self._noted: list[tuple[list[str], torch.Tensor]] = []
 
@@ -43,7 +44,8 @@ class Monitor:
         self._note("info_nce", terms, loss_SN)
         self._note("top1", terms, is_nearest_SN)
         if self.closely:
-            self._note("top5", terms, is_among_nearest(query_SND, key_SND, queue_SKD, k=5))
+            scaled_SND = query_SND / self.temperature  # of which top-1 counts, to the last bit
+            self._note("top5", terms, is_among_nearest(scaled_SND, key_SND, queue_SKD, k=5))
             self._note("alignment", terms, squared_distance(query_SND, key_SND))
 
     @torch.no_grad()

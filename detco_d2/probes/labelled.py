@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from ..data.check import check_datasets
-from ..data.datasets import list_images, register_by_name, seeded_subset
+from ..data.datasets import list_images, register_by_name, register_voc_folder, seeded_subset
 from ..data.decode import MAX_PIXELS, UnreadableImage, decode_image
 from ..data.stream import pack_images
 
@@ -163,8 +163,9 @@ def _find_halves(data: str) -> tuple[str, str]:
     root = Path(data)
     lists = root / "ImageSets" / "Main"
     if lists.is_dir():
-        train, test = (f"voc_{split}_1_seed0@{root.absolute()}" for split in ("trainval", "test"))
-        return train, test if (lists / "test.txt").is_file() else ""
+        has_test = (lists / "test.txt").is_file()
+        train = register_voc_folder(data, "trainval")
+        return train, register_voc_folder(data, "test") if has_test else ""
     folders = {path.name.lower(): str(path) for path in root.glob("[!.]*") if path.is_dir()}
     trains, *tests = ([folders[n] for n in names if n in folders] for names in _HALVES)
     others = [path for found in tests for path in found]

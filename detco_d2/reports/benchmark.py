@@ -75,10 +75,11 @@ def file_digest(path: str) -> str:
 def with_seed(names: Iterable[str], seed: int) -> tuple[str, ...]:
     """Data-set names whose seeded subsets are drawn from this seed; other names stay.
 
-    >>> with_seed(["coco_2017_train_1percent_seed0", "coco_2017_val"], 3)
-    ('coco_2017_train_1percent_seed3', 'coco_2017_val')
+    >>> with_seed(["coco_2017_train_1percent_seed0", "/data/voc:trainval%10", "coco_2017_val"], 3)
+    ('coco_2017_train_1percent_seed3', '/data/voc:trainval%10,seed=3', 'coco_2017_val')
     """
-    return tuple(re.sub(r"_seed0(?=@|$)", f"_seed{seed}", name) for name in names)
+    names = (re.sub(r"_seed0(?=@|$)", f"_seed{seed}", name) for name in names)
+    return tuple(re.sub(r"(%[\d.]+)(,seed=0)?$", rf"\1,seed={seed}", name) for name in names)
 
 
 def check_claim(folder: Path, identity: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One page about a run that needs no network: results, curves, pictures, tables, command lines.
+"""One page about a run, without a network: results, curves, pictures, tables, versions, commands.
 
 Whatever comes from a file is escaped, and the page forbids the browser to load or run anything.
 """
@@ -90,7 +90,6 @@ def page(run: Run) -> str:
         views=_pictures(run.folder / "views", "the views that enter the network", last=2),
         features=_pictures(run.folder / "pictures", "what features look like"),
         probes=_probes(run),
-        changed=table("key that differs", run.changed),
         starts=json.dumps(starts, indent=1) if starts else "",
         explanation=EXPLANATION,
         quoted=shlex.quote,
@@ -182,7 +181,7 @@ def _results(run: Run) -> dict[str, list[Any]]:
     for folder in run.transfer:
         content = read_json(folder / "results.json")
         try:
-            tables, command = task_tables(content["summary"]), str(content["command"])
+            tables, command = task_tables(content["runs"]), str(content["command"])
         except _OTHER_FORM:
             error = f"{folder}: no results.json of tools/benchmark.py"
             found["pictures"].append({"error": error})

@@ -5,14 +5,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import get_cfg
 
-from ..config import add_detco_config
 from ..config_files import flatten
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -96,7 +94,6 @@ class Run:
     folder: Path  # OUTPUT_DIR
     curves: Curves
     config: tuple[str, Mapping[str, Any]]  # the text of config.yaml, and its values by key
-    changed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # from the defaults
     warnings: Sequence[tuple[str, int]] = ()  # from the log, with how often each was given
     transfer: Sequence[Path] = ()  # folders of tools/benchmark.py
 
@@ -116,21 +113,11 @@ def read_run(folder: Path, transfer: Sequence[Path] = ()) -> Run:
     for other in transfer:
         if not (other / "results.json").is_file():
             raise FileNotFoundError(f"--transfer: there is no results.json in {other}.")
-    curves, config = read_scalars(folder / "metrics.json"), read_config(folder / "config.yaml")
-    cfg = get_cfg()
-    add_detco_config(cfg)
-    defaults = dict(flatten(cfg))
-    absent = "no such key now"
     around = folder.absolute().parent
     return Run(
         folder=folder,
-        curves=curves,
-        config=config,
-        changed={
-            key: {"value": str(value), "default": str(defaults.get(key, absent))}
-            for key, value in sorted(config[1].items())
-            if defaults.get(key, absent) != value
-        },
+        curves=read_scalars(folder / "metrics.json"),
+        config=read_config(folder / "config.yaml"),
         warnings=read_warnings(folder / "log.txt"),
         transfer=transfer or ([around] if (around / "results.json").is_file() else []),
     )

@@ -72,11 +72,9 @@ KNOWN = {
     "torch._tensor._rebuild_from_type_v2": "tensor_of_type",
 }
 _NUMBERS = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
-_NUMBERS |= {
-    f"torch.{kind.__name__}": kind._dtype
-    for kind in torch._storage_classes
-    if isinstance(getattr(kind, "_dtype", None), torch.dtype)
-}
+for _storage in torch._storage_classes:
+    if isinstance(_kind := getattr(_storage, "_dtype", None), torch.dtype):
+        _NUMBERS[f"torch.{_storage.__name__}"] = _kind
 _NUMBERS["torch.storage.UntypedStorage"] = torch.uint8
 # Of Python's own library only what settings are made of is passed over; no setting names the rest.
 _SETTINGS = re.compile(

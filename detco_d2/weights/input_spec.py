@@ -5,7 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ..config import MSRA_SPEC
+from ..config_files import lookup
 from .sources import is_caffe2
 
 SPEC_KEY = "input_spec"  # under which a weight file of this project says them
@@ -23,6 +23,14 @@ TORCHVISION_SPEC: dict[str, Any] = {
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
+}
+
+# What MSRA's (Caffe2) ResNets were trained with: the supervised baseline's weights.
+MSRA_SPEC: dict[str, Any] = {
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
 }
 
 
@@ -63,7 +71,7 @@ class InputSpec:
     """The settings of one config; a checkpointable, so that every checkpoint carries them."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.settings = {key: _lookup(cfg, key) for key in KEYS}
+        self.settings = {key: _plain(lookup(cfg, key)) for key in KEYS}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.settings)
@@ -82,27 +90,9 @@ class InputSpec:
                 "The config reads images otherwise than these weights were trained:\n"
                 + "\n".join(seen)
                 + "\nTrain with the weights' settings, by adding: "
-                + _pairs_that_change(wrong, state, self.settings)
+                + " ".join(f'{key} "{value}"' for key, value in wrong.items())
             )
 
 
-def _lookup(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return [float(v) for v in cfg] if isinstance(cfg, (list, tuple)) else cfg
-
-
-def _pairs_that_change(
-    wrong: dict[str, Any], wanted: dict[str, Any], settings: dict[str, Any]
-) -> str:
-    """The KEY VALUE pairs of a command line that make `settings` the wanted ones.
-
-    The keys of MODEL.SUPERVISED_BASELINE change together, and only by that switch.
-    """
-    if wrong.keys() & MSRA_SPEC.keys():
-        for switch, spec in ((True, wanted), (False, settings)):
-            if MSRA_SPEC.keys() <= spec.keys() and not differing(MSRA_SPEC, spec):
-                wrong = {key: value for key, value in wrong.items() if key not in MSRA_SPEC}
-                wrong["MODEL.SUPERVISED_BASELINE"] = switch
-                break
-    return " ".join(f'{key} "{value}"' for key, value in wrong.items())
+def _plain(value: Any) -> Any:
+    return [float(number) for number in value] if isinstance(value, (list, tuple)) else value

@@ -72,26 +72,29 @@ def test_subsets_follow_from_the_seed_alone():
     assert seeded_subset(items, 500, 0) == items
 
 
-def test_a_voc_folder_brings_its_own_classes(tmp_path):
-    for i, label in enumerate(("cat", "ant", "cat", "cat")):
-        save_image(tmp_path / "JPEGImages" / f"{i}.jpg")
-        file = tmp_path / "Annotations" / f"{i}.xml"
-        file.parent.mkdir(exist_ok=True)
-        box = "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>6</ymax>"
-        file.write_text(
-            "<annotation><size><width>8</width><height>8</height></size><object>"
-            f"<name>{label}</name><difficult>0</difficult><bndbox>{box}</bndbox></object></annotation>"
-        )
-    listing = tmp_path / "ImageSets" / "Main" / "train.txt"
-    listing.parent.mkdir(parents=True)
-    listing.write_text("0\n1\n2\n3\n")
-    half = f"voc_train_0.5_seed0@{tmp_path}"
-    register_by_name([half])
-    assert MetadataCatalog.get(half).thing_classes == ["ant", "cat"]
-    assert MetadataCatalog.get(half).evaluator_type == "pascal_voc"
-    assert len(DatasetCatalog.get(half)) == 2
-    with pytest.raises(FileNotFoundError, match="VOC's layout"):
-        register_by_name([f"voc_val_0.5_seed0@{tmp_path}"])
+@pytest.mark.parametrize(
+    "share, before",
+    [
+        ("{root}:trainval%50", "voc_trainval_0.5_seed0@{root}"),
+        ("{root}:trainval%25,seed=3", "voc_trainval_0.25_seed3@{root}"),
+        ("voc_2007_trainval%50,seed=1", "voc_2007_trainval_50percent_seed1"),
+        ("{root}/JPEGImages%50", ""),
+    ],
+)
+def test_a_share_of_anything_follows_from_its_seed(standard_data, share, before):
+    root = os.path.join(standard_data, "VOC2007")
+    names = [name.replace("{root}", root) for name in (share, before) if name]
+    register_by_name(names)
+    images = [DatasetCatalog.get(name) for name in names]
+    assert images[0] == images[-1]
+    whole = DatasetCatalog.get(MetadataCatalog.get(names[0]).share_of)
+    assert len(images[0]) == len(whole) * (0.25 if "25" in share else 0.5)
+    assert all(image in whole for image in images[0])
+    classes = MetadataCatalog.get(names[0]).get("thing_classes", [])
+    assert len(classes) == (20 if before else 0)
+    for name in (f"{root}:trainval%0", "voc_2007_trainval%101"):
+        with pytest.raises(ValueError, match="above 0 and at most 100 percent"):
+            register_by_name([name])
 
 
 def test_a_voc_folder_and_scenes_are_known_by_their_names(tmp_path, layouts):

@@ -7,11 +7,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.modeling import distributed
-
 from .. import warm
 from ..conftest import TINY, make_batch, tiny_config
-from .worker import NORM_FREE, run
+from .worker import NORM_FREE, filled_queue, run
 
 
 def torchrun(*command: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -21,10 +19,10 @@ def torchrun(*command: str, before: tuple[str, ...] = ()) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["buffers_kept", "buffers_broadcast"])
-def ranks(request, tmp_path_factory):
+def ranks(request, scenes, tmp_path_factory):
     """What both processes ended with, for each setting of DDP's broadcast_buffers."""
     output = str(tmp_path_factory.mktemp("ranks"))
-    done = torchrun("-m", "tests.distributed.worker", output, str(request.param))
+    done = torchrun("-m", "tests.distributed.worker", output, str(request.param), f"{scenes}/train")
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{output}/rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -52,12 +50,15 @@ def test_losses_and_queues_are_those_of_one_process_on_the_joined_batch(ranks):
     assert torch.allclose(ranks[0]["exact_queue"], model.queue.features, rtol=1e-6, atol=1e-9)
 
 
-def test_rows_travel_to_the_process_that_the_permutation_names(ranks):
+def test_the_shuffle_deals_rows_anew_in_each_step_and_can_be_undone(ranks):
     everything = torch.cat([torch.arange(8).view(4, 2) + 10 * rank for rank in range(2)])
     order = ranks[0]["order"]
+    assert sorted(order.tolist()) == list(range(8))
     assert {int(i) // 4 for i in order[:4]} == {0, 1}  # or no row would have to travel
-    joined = torch.cat([rank["exchanged"] for rank in ranks])
-    assert torch.equal(joined, everything[order])
+    assert torch.equal(torch.cat([rank["dealt"] for rank in ranks]), everything[order])
+    for rank in ranks:
+        assert torch.equal(rank["undone"], everything)
+        assert not torch.equal(rank["next_order"], order)
 
 
 def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
@@ -74,11 +75,11 @@ def test_accumulated_parts_on_two_processes_are_one_batch_on_one(ranks):
         assert torch.allclose(rank["accumulated_queue"][:, :4], kept, rtol=1e-6, atol=1e-9)
 
 
-def test_the_shuffle_is_a_permutation_that_changes_with_the_step():
-    first, second = (distributed.batch_permutation(64, seed) for seed in (0, 64))
-    assert sorted(first.tolist()) == list(range(64))
-    assert not torch.equal(first, second)
-    assert torch.equal(first[torch.argsort(first)], torch.arange(64))
+def test_filled_queues_are_those_of_one_process(ranks, scenes, tmp_path):
+    assert torch.equal(ranks[0]["filled_queue"], ranks[1]["filled_queue"])
+    alone = filled_queue(str(tmp_path), f"{scenes}/train").unflatten(1, (3, 4))
+    by_rank = alone[:, :, [0, 2, 1, 3]].flatten(1, 2)  # each batch is dealt out in turn
+    assert torch.allclose(ranks[0]["filled_queue"], by_rank, rtol=1e-4, atol=1e-5)
 
 
 def test_pretraining_runs_under_torchrun_on_the_cpu(scenes, tmp_path):

@@ -9,7 +9,9 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from detco_d2.compat import create_local_process_group
-from detco_d2.modeling.distributed import RowExchange, batch_permutation
+from detco_d2.engine.fill import FillHook
+from detco_d2.engine.pretrain import PretrainTrainer
+from detco_d2.modeling.distributed import Shuffle, concat_all_gather
 from tests.conftest import R18, make_batch, tiny_config
 
 # With group norm in the backbone nothing depends on who shares a batch.
@@ -44,7 +46,18 @@ def accumulate(model: torch.nn.Module, own: slice) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
-def main(output: str, broadcast_buffers: bool) -> None:
+def filled_queue(output: str, images: str) -> torch.Tensor:
+    """The queues of a trainer before its first step."""
+    torch.manual_seed(0)
+    settings = [*NORM_FREE, "DATASETS.TRAIN", (images,), "OUTPUT_DIR", output]
+    trainer = PretrainTrainer(tiny_config(*settings, "MODEL.DETCO.QUEUE_LENGTH", 12))
+    hook = FillHook(trainer.cfg)
+    hook.trainer = trainer
+    hook.before_train()
+    return trainer._trainer.detco.queue.features
+
+
+def main(output: str, broadcast_buffers: bool, images: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank = comm.get_rank()
@@ -68,16 +81,19 @@ def main(output: str, broadcast_buffers: bool) -> None:
     result["exact_queue"] = exact.queue.features
 
     rows = torch.arange(8).view(4, 2) + 10 * rank
-    order = batch_permutation(8, seed=3)
-    result["exchanged"], result["order"] = RowExchange(rows, order).wait(), order
+    shuffle = Shuffle(rows, seed=3)
+    result["dealt"], result["order"] = shuffle.wait(), shuffle.order
+    result["undone"] = shuffle.undo(concat_all_gather(result["dealt"]), dim=0)
+    result["next_order"] = Shuffle(rows, seed=11).order
 
     torch.manual_seed(0)
     parts = build_model(tiny_config(*NORM_FREE)).double().train()
     result["accumulated"] = accumulate(create_ddp_model(parts, device_ids=None), own)
     result["accumulated_queue"] = parts.queue.features
+    result["filled_queue"] = filled_queue(f"{output}/{rank}", images)
     torch.save(result, f"{output}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "True")
+    main(sys.argv[1], sys.argv[2] == "True", sys.argv[3])

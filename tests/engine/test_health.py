@@ -69,9 +69,7 @@ def test_the_status_line_says_progress_loss_accuracy_geometry_queues_and_speed(s
     )
     assert lines(said)[2] == (
         "iteration 20 of 300 (6 %), 9 min left | loss 5.50 (chance 20.73) | top-1 % of res4/res5: "
-        "gg 25/50, gl 35/60 (chance 0.1) | top-5 % gg 25/50, gl 45/70 (chance 0.5) | "
-        "alignment gg 1.25/1.50, gl 1.25/1.50 | "
-        "uniformity global -3.25/-3.50, local -3.25/-3.50 | "
+        "gg 25/50, gl 35/60 (chance 0.1) | "
         "spread global 0.25/0.50, local 0.15/0.40 | "
         "queues 8 % full, the loss rises until iteration 250 | 2.0 images/s, waiting for data 25 % "
         f"(raise DATALOADER.NUM_WORKERS if cores are idle) | lr 0.012{memory}"

@@ -26,7 +26,9 @@ def cfg(tmp_path, monkeypatch):
     return load_config(str(BEFORE / "config.yaml"), "OUTPUT_DIR", "output")
 
 
-def test_a_run_of_an_earlier_version_goes_on_without_a_flag(cfg, tmp_path):
+@pytest.mark.parametrize("fill", [False, True])
+def test_a_run_of_an_earlier_version_goes_on_without_a_flag(cfg, tmp_path, fill):
+    cfg.MODEL.DETCO.QUEUE_FILL = fill  # which that version did not know
     before = saved_state(BEFORE, "model_0000002.pth")
     if "FLOAT32_PRECISION" in cfg:
         pytest.skip("the run was begun with Detectron2 0.5, whose keys and parameters differ")

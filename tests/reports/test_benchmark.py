@@ -9,7 +9,7 @@ import pytest
 
 from detco_d2.reports import benchmark
 from detco_d2.reports.benchmark import Cell, Task, claim, plan, read_result
-from detco_d2.reports.tables import difference, mean_and_std, summarise, write_report
+from detco_d2.reports.tables import differences, summarise, task_tables, write_report
 
 TASKS = [
     Task("coco/mask_rcnn_R_50_FPN_12k", "a.yaml"),
@@ -66,13 +66,41 @@ def test_nothing_predicted_counts_as_zero_and_stays_in_the_mean(tmp_path):
     assert set(row) == {"bbox/AP", "bbox/AP50", "bbox/AP75"}
 
 
+def runs_of(**rows):
+    """Results of one task: for each row its value by seed, None where a run is not done."""
+    return [
+        {"task": "t", "init": init, "seed": seed, "metrics": {} if v is None else {"bbox/AP": v}}
+        for init, values in rows.items()
+        for seed, v in enumerate(values)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("values", "is_difference"), [((10.0, 10.5), True), ((9.0, 12.0), False), ((10.2,), False)]
+    ("values", "cell"),
+    [
+        ((11.0, 22.0, 33.0), "+2.0 (-0.5 to +4.5)"),  # 4.303 * 1 / sqrt(3) to each side
+        ((12.0, 22.1, 32.2), "**+2.1 (+1.9 to +2.3)**"),  # as unequal as the rows are
+        ((7.9, 17.8, 28.0), "**-2.1 (-2.3 to -1.9)**"),
+        ((12.0, None, 32.4), "+2.2 (-0.3 to +4.7)"),  # 12.706 * 0.2
+        ((12.0,), "+2.0"),
+        ((None, None, None, 9.0), "-"),  # no seed in common
+    ],
 )
-def test_only_beyond_two_standard_deviations_is_a_difference(values, is_difference):
-    delta, verdict = difference(mean_and_std(values), mean_and_std((8.0, 8.5)))
-    assert delta == pytest.approx(sum(values) / len(values) - 8.25)
-    assert verdict is is_difference
+def test_runs_of_a_seed_are_pairs_and_a_difference_is_bold_if_its_interval_excludes_0(values, cell):
+    results = runs_of(random=(10.0, 20.0, 30.0), DetCo=values)
+    (_, *row), *_ = task_tables(results)[0]["rows"]
+    pairs = sum(value is not None for value in values[:3])
+    assert row == ([str(pairs), cell] if pairs else [str(pairs)])
+
+
+def test_every_row_is_compared_with_every_other():
+    rows = differences({name: {"AP": {0: value}} for name, value in (("a", 1), ("b", 2), ("c", 4))})
+    assert {name: row["AP"]["mean"] for name, row in rows.items()} == {
+        "b - a": 1,
+        "c - a": 3,
+        "c - b": 2,
+    }
+    assert [each["header"][0] for each in task_tables(runs_of(alone=(1.0, 2.0)))] == ["t, %"]
 
 
 def test_tables_and_files_say_what_came_out_and_what_is_missing(half_run):
@@ -87,7 +115,9 @@ def test_tables_and_files_say_what_came_out_and_what_is_missing(half_run):
     for line in (
         "| coco/mask_rcnn_R_50_FPN_12k, % | runs | bbox/AP | bbox/AP50 | bbox/AP75 |",
         "| random | 2 | 11.0 ± 1.4 | 20.1 ± 0.1 | 5.0 ± 0.0 |",
-        "| DetCo | 2 | 12.0 ± 1.4 (+1.0) | 30.1 ± 0.1 (**+10.0**) | 6.0 ± 0.0 (**+1.0**) |",
+        "| DetCo | 2 | 12.0 ± 1.4 | 30.1 ± 0.1 | 6.0 ± 0.0 |",
+        "| coco/mask_rcnn_R_50_FPN_12k, difference | pairs | bbox/AP | bbox/AP50 | bbox/AP75 |",
+        "| DetCo - random | 2 | **+1.0 (+1.0 to +1.0)** | **+10.0 (+10.0 to +10.0)** | **+1.0 (",
         "| random | 0 | - | - | - |",
         "| DetCo | 1 | 39.5 | 60.3 | 43.1 |",
         "- cityscapes/semantic_segmentation_R_50_FCN, random, seed 0: not finished",

@@ -126,17 +126,19 @@ def write_everything(folder: Path) -> Run:
         probe["chance"] = {"top-1": 12.5}
         (folder / "probes").mkdir(exist_ok=True)
         (folder / "probes" / f"{name}.json").write_text(json.dumps(probe))
-    row = {"a": {"bbox/AP": {"mean": 10.0, "std": 1.0, "n": 5}}}
-    row |= {"b": {"bbox/AP": {"mean": 15.0, "std": 0.5, "n": 5}}}
+    rows = [("a", 0, 9.0), ("a", 1, 11.0), ("b", 0, 14.5), ("b", 1, 16.5)]
     for name in ("benchmark", "more"):
         (folder / name).mkdir()
-        content = {"summary": {f"{name}/x": row}, "command": f"run {name}"}
+        runs = [
+            {"task": f"{name}/x", "init": init, "seed": seed, "metrics": {"bbox/AP": value}}
+            for init, seed, value in rows
+        ]
+        content = {"runs": runs, "command": f"run {name}"}
         (folder / name / "results.json").write_text(json.dumps(content))
     shutil.copy(folder / "pictures/pca.png", folder / "benchmark/detections.png")
-    changed = {"SOLVER.MAX_ITER": {"value": "400", "default": "90000"}}
     transfer = [folder / "benchmark", folder / "more"]
     (folder / "model_final.pth").touch()
-    return Run(folder, curves, ("SOLVER: whole", CONFIG), changed, [("disk", 2)], transfer)
+    return Run(folder, curves, ("SOLVER: whole", CONFIG), [("disk", 2)], transfer)
 
 
 def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
@@ -149,9 +151,10 @@ def test_everything_that_is_there_is_shown(tmp_path, monkeypatch):
         "crops of coco, 70 + 30 images, % knn res5 (top-1)",
         "chance 12.5 detco 41.2 random 20.0",
         "probe --detco probe --random",
-        "benchmark/x, % runs bbox/AP a 5 10.0 ± 1.0 b 5 15.0 ± 0.5 ( +5.0 )",
+        "Results benchmark/x, difference pairs bbox/AP b - a 2 +5.5 (+5.5 to +5.5) benchmark/x, %",
+        "benchmark/x, % runs bbox/AP a 2 10.0 ± 1.4 b 2 15.5 ± 1.4",
         "run benchmark run more",
-        "key that differs value default SOLVER.MAX_ITER 400 90000 The whole config SOLVER: whole",
+        "The whole config SOLVER: whole",
         '"torch": "2.14.1"',
         '"command": "python pretrain_net.py --resume"',
     ):
@@ -175,7 +178,7 @@ def test_of_what_is_not_there_the_command_that_makes_it_is_named(tmp_path):
     folder.mkdir()
     parsed = check_self_contained(page(Run(folder, detco_curves(), ("", CONFIG))))
     assert "60 of 400 iterations: not finished" in parsed.text and parsed.ids[0] == "summary"
-    assert parsed.text.count("Not there; made by") == 5
+    assert parsed.text.count("Not there; made by") == 4
     for command in ("pretrain_net.py", "visualize.py all", "tools/probe.py", "tools/benchmark.py"):
         assert command in parsed.text
     assert f"'{folder}/model_final.pth'" in parsed.text  # as a shell wants it
@@ -206,22 +209,20 @@ def test_no_file_can_bring_in_markup(tmp_path):
     run = write_everything(tmp_path)
     plain = check_self_contained(page(run))
     evil = json.loads(json.dumps(EVIL))
-    row = {"mean": 1.0, "std": None, "n": 1}
     probe = {"weights": evil, "data": evil, "num_train": evil, "command": evil}
     probe["results"] = [{"probe": evil, "stage": evil, "metric": evil, "value": 1.0}]
     probe |= {"num_test": evil, "chance": {evil: 1.0}}
-    summary = {evil: {evil: {evil: row}}}
+    result = {"task": evil, "init": evil, "seed": evil, "metrics": {evil: 1.0}}
     start = {"command": evil, "time": evil, "processes": evil, "device": evil}
     start["versions"] = {evil: evil}
     (tmp_path / "probes" / "detco.json").write_text(json.dumps(probe))
     (tmp_path / "run.json").write_text(json.dumps([start]))
-    content = json.dumps({"summary": summary, "command": evil})
+    content = json.dumps({"runs": [result], "command": evil})
     (tmp_path / "benchmark" / "results.json").write_text(content)
     name = "<script>alert(1)<" + "'\" onerror=x.png"
     (tmp_path / "pictures" / "pca.png").rename(tmp_path / "pictures" / name)
     (tmp_path / "pictures" / "<svg onload=x>.png").write_text("<svg onload='alert(1)'></svg>")
     run.config = (evil, dict.fromkeys(CONFIG, evil))
-    run.changed = {evil: {"value": evil, "default": evil}}
     run.warnings = [(evil, 1)]
     run.curves[f"knn/{evil}"] = run.curves[f"top1/gg_{evil}"] = [(0, 1.0)]
     run.curves["loss_<b>"] = [(0, math.nan)]
@@ -230,7 +231,7 @@ def test_no_file_can_bring_in_markup(tmp_path):
     assert {*parsed.tags} == {*plain.tags} and "cannot be shown" in parsed.text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"summary": {"t": {"a": 3}}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{"task": "t", "init": 3}]}'])
 def test_results_in_another_form_are_named(tmp_path, content):
     run = write_everything(tmp_path)
     (tmp_path / "benchmark" / "results.json").write_text(content)

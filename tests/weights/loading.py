@@ -3,7 +3,6 @@
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.config import apply_supervised_baseline
 from detco_d2.weights.checkpointer import BackboneCheckpointer
 from detco_d2.weights.input_spec import InputSpec
 from detco_d2.weights.names import TO_DETECTRON2
@@ -19,7 +18,6 @@ def load_into(config, path, *settings):
     """A model that has loaded the file."""
     torch.manual_seed(0)
     cfg = load_config(config, *settings)
-    apply_supervised_baseline(cfg)
     model = build_model(cfg)
     BackboneCheckpointer(model, input_spec=InputSpec(cfg)).load(path, checkpointables=[])
     return model

@@ -10,11 +10,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from detco_d2.config import MSRA_SPEC
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
 from detco_d2.weights.frozen import build_resnet, frozen_backbone
-from detco_d2.weights.input_spec import TORCHVISION_SPEC
+from detco_d2.weights.input_spec import MSRA_SPEC, TORCHVISION_SPEC
 from detco_d2.weights.names import (
     TO_DETECTRON2,
     TO_TORCHVISION,

@@ -2,15 +2,15 @@
 
 import pickle
 import re
+import shlex
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detco_d2.config import MSRA_SPEC
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
-from detco_d2.weights.input_spec import TORCHVISION_SPEC
+from detco_d2.weights.input_spec import MSRA_SPEC, TORCHVISION_SPEC
 from detco_d2.weights.names import backbone_slots
 
 from ..conftest import load_config
@@ -57,13 +57,11 @@ def msra_file(backbone, tmp_path_factory):
     return write_caffe2(backbone, tmp_path_factory.mktemp("msra") / "R-50.pkl")
 
 
-SUPERVISED = ("MODEL.SUPERVISED_BASELINE", True)
+SUPERVISED = [item for pair in MSRA_SPEC.items() for item in pair]
 
 
 @pytest.mark.parametrize("config", [C4, FPN, SEGMENTATION])
-def test_msra_weights_fill_the_whole_backbone_of_the_supervised_baseline(
-    msra_file, backbone, config
-):
+def test_msra_weights_fill_the_whole_backbone_under_their_settings(msra_file, backbone, config):
     state = load_into(config, msra_file, *SUPERVISED).state_dict()
     slots = backbone_slots(state)
     assert set(slots) == set(backbone)
@@ -71,22 +69,17 @@ def test_msra_weights_fill_the_whole_backbone_of_the_supervised_baseline(
         assert torch.equal(state[target], backbone[name]), target
 
 
-def test_msra_weights_are_refused_without_the_switch(msra_file):
-    with pytest.raises(ValueError, match="by adding: MODEL.SUPERVISED_BASELINE") as error:
+def test_weights_of_another_input_are_refused_with_the_pairs_that_load_them(
+    msra_file, backbone, tmp_path
+):
+    with pytest.raises(ValueError, match="'BGR' in the weights, 'RGB' here") as error:
         load_into(C4, msra_file)
-    assert "INPUT.FORMAT: 'BGR' in the weights, 'RGB' here" in str(error.value)
-    assert str(error.value).endswith('MODEL.SUPERVISED_BASELINE "True"')
-
-
-@pytest.mark.parametrize("settings", [[], ["MODEL.RESNETS.DEPTH", 101]])
-def test_self_supervised_weights_are_refused_under_the_switch(backbone, tmp_path, settings):
+    load_into(C4, msra_file, *shlex.split(str(error.value).split("by adding: ")[1]))
     path = str(tmp_path / "converted.pth")
     save_backbone(path, backbone, {**TORCHVISION_SPEC, "MODEL.RESNETS.DEPTH": 50})
     with pytest.raises(ValueError) as error:
-        load_into(SEGMENTATION, path, *SUPERVISED, *settings)
-    fix = str(error.value).split("by adding: ")[1]
-    depth = 'MODEL.RESNETS.DEPTH "50" ' if settings else ""
-    assert fix == depth + 'MODEL.SUPERVISED_BASELINE "False"'
+        load_into(SEGMENTATION, path, *SUPERVISED, "MODEL.RESNETS.DEPTH", 101)
+    load_into(SEGMENTATION, path, *shlex.split(str(error.value).split("by adding: ")[1]))
 
 
 def test_files_with_folded_norms_load_and_half_a_norm_does_not(backbone, tmp_path):

@@ -1,0 +1,149 @@
+"""What is common to labels of all formats: their boxes, and COCO's content for the evaluator.
+
+- Pixels are counted from the image's left and upper edge, and decimals are kept.
+- A box may stick out of its image by a pixel. What sticks out further is cut at the edge, and one
+  of which less than half lies inside is refused. One without width or height is left out.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_util
+from detectron2.data import Metadata
+from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
+
+from .sizes import read_sizes
+
+Dicts = list[dict[str, Any]]
+# Detectron2's dicts, and what the metadata of their data set says: `thing_classes`, and of COCO's
+# format `thing_dataset_id_to_contiguous_id`.
+Labels = tuple[Dicts, dict[str, Any]]
+
+
+@contextmanager
+def naming(file: str | Path, entry: Any) -> Iterator[None]:
+    """Turn what goes wrong while an entry of a file is read into a sentence that shows both."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"{str(file)!r} has {entry!r:.300}, which cannot be used: {reason}"
+        ) from error
+
+
+def to_numbers(values: Iterable[Any], count: int) -> list[float]:
+    numbers = [value if isinstance(value, (int, float)) else float(value) for value in values]
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"expected {count} numbers")
+    return numbers
+
+
+def box_around(polygons: list[list[float]]) -> list[float]:
+    """Left, top, width and height of the box around polygons."""
+    xs, ys = ([v for points in polygons for v in points[start::2]] for start in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def to_xywh(label: dict[str, Any]) -> list[float]:
+    """Left, top, width and height of an annotation's box."""
+    if label["bbox_mode"] == BoxMode.XYXY_ABS:  # in Python's precision, which BoxMode does not keep
+        x0, y0, x1, y1 = map(float, label["bbox"])
+        return [x0, y0, x1 - x0, y1 - y0]
+    return BoxMode.convert(list(map(float, label["bbox"])), label["bbox_mode"], BoxMode.XYWH_ABS)
+
+
+def complete(images: Dicts, source: str, counts: Counter) -> None:
+    """Add sizes that are missing and apply the rules for boxes, in place; say so in one line.
+
+    Raises:
+        ValueError: a box that is not inside of its image, or boxes that are shares of it.
+    """
+    unsized = [image for image in images if not (image["width"] and image["height"])]
+    for image, size in zip(unsized, read_sizes([image["file_name"] for image in unsized])):
+        if isinstance(size, tuple):  # otherwise training will refuse it
+            image["width"], image["height"] = size
+            counts["sizes of images taken from their files"] += 1
+    furthest = 0.0
+    for image in images:
+        if "annotations" not in image:
+            continue
+        kept = []
+        for label in image["annotations"]:
+            x, y, w, h = to_xywh(label)
+            furthest = max(furthest, x + w, y + h)
+            if w <= 0 or h <= 0:
+                counts["boxes without width or height left out"] += 1
+                continue
+            width, height = image["width"], image["height"]
+            if width and max(-x, -y, x + w - width, y + h - height) > 1:
+                x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+                if max(x1 - x0, 0) * max(y1 - y0, 0) < w * h / 2:
+                    raise ValueError(
+                        f"{source!r}: less than half of the box [x {x:g}, y {y:g}, width {w:g}, "
+                        f"height {h:g}] lies in {image['file_name']!r}, of {width} x {height} "
+                        "pixels. Correct the box, or the size that the labels give."
+                    )
+                label.update(bbox=[x0, y0, x1, y1], bbox_mode=BoxMode.XYXY_ABS)
+                counts["boxes cut at the edge of their image"] += 1
+            kept.append(label)
+        image["annotations"] = kept
+    if 0 < furthest <= 1:
+        raise ValueError(f"{source!r} has no box beyond 1: these are shares, where pixels belong.")
+    if counts:
+        text = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+        log_first_n(logging.INFO, f"{source}: {text}", key="message", name=__name__)
+
+
+def number_images(images: Dicts, source: str, classes: Iterable[str]) -> Labels:
+    """Complete dicts of a format without ids: they are numbered from 1."""
+    for i, image in enumerate(images):
+        image["image_id"] = i + 1
+    complete(images, source, Counter())
+    return images, {"thing_classes": list(classes)}
+
+
+def coco_content(images: Dicts, metadata: Metadata) -> dict[str, Any]:
+    """What a COCO file of these images holds: annotations with ids from 1, areas and `iscrowd`.
+
+    An area that is not given is that of the mask, or else of the box.
+    """
+    numbers = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    ids = {number: key for key, number in numbers.items()}
+    names, kept = enumerate(metadata.thing_classes), ("file_name", "height", "width")
+    content: dict[str, Any] = {
+        "info": {},
+        "images": [{"id": x["image_id"], **{k: x[k] for k in kept if k in x}} for x in images],
+        "categories": [{"id": ids.get(i, i), "name": name} for i, name in names],
+    }
+    if not any("annotations" in image for image in images):
+        return content  # images of a test whose labels others keep
+    labels: Dicts = []
+    for image in images:
+        for found in image.get("annotations", []):
+            category, mask = found["category_id"], found.get("segmentation")
+            label = {"id": len(labels) + 1, "image_id": image["image_id"], "bbox": to_xywh(found)}
+            label["category_id"] = ids.get(category, category)
+            label["iscrowd"] = int(found.get("iscrowd", 0))
+            label["area"] = found.get("area", label["bbox"][2] * label["bbox"][3])
+            if mask:
+                label["segmentation"] = mask
+                if "area" not in found:
+                    label["area"] = int(mask_util.area(as_rle(mask, image)))
+            if points := found.get("keypoints"):
+                label["keypoints"] = [v - 0.5 * (i % 3 != 2) for i, v in enumerate(points)]
+                label["num_keypoints"] = sum(v > 0 for v in points[2::3])
+            labels.append(label)
+    return {**content, "annotations": labels}
+
+
+def as_rle(mask: Any, image: dict[str, Any]) -> Any:
+    if isinstance(mask, list):
+        return mask_util.merge(mask_util.frPyObjects(mask, image["height"], image["width"]))
+    return mask

@@ -1,0 +1,145 @@
+"""What the labelled data of a fine-tuning must be, and what the config takes from them."""
+
+import json
+import logging
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from ..config_files import flatten
+from ..data.check import check_label_maps, check_labels
+from ..data.datasets import prepare_datasets, use_classes
+from ..data.sizes import keep_sizes, recall_sizes
+from ..files import replacing
+
+EVALUATORS = ("coco", "pascal_voc", "cityscapes_instance", "cityscapes_sem_seg")
+_CLASSES = "classes.json"  # beside the checkpoints: the names, in the order of the model's numbers
+
+logger = logging.getLogger(__name__)
+
+
+def evaluator_kind(name: str) -> str:
+    """What evaluates a data set: its metadata's `evaluator_type`, by default "coco".
+
+    Raises:
+        ValueError: none, or one that is not known here.
+    """
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    if kind not in EVALUATORS:
+        raise ValueError(
+            f"DATASETS.TEST names {name!r}, whose metadata evaluator_type is {kind!r}; known are "
+            f"{list(EVALUATORS)}. A folder of images has no labels; otherwise set the type with "
+            f"MetadataCatalog.get({name!r})."
+        )
+    return kind
+
+
+def read_classes(folder: str) -> list[str]:
+    """The names of a detector's classes, which its run left beside its weights; [] if none."""
+    file = Path(folder, _CLASSES)
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def write_classes(cfg: CfgNode) -> None:
+    """Leave the names of the classes in OUTPUT_DIR."""
+    if classes := MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes"):
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        with replacing(os.path.join(cfg.OUTPUT_DIR, _CLASSES)) as file:
+            file.write_text(json.dumps(list(classes)))
+
+
+def follow_data(
+    cfg: CfgNode, detector: str | None = None, given: Collection[str] | None = None
+) -> list[Any]:
+    """Read all labels of a run and refuse what would fail later or count wrongly.
+
+    Classes are numbered as the first of DATASETS.TRAIN has them (of several, the one with most), or
+    as an evaluated detector was trained; those of other sets are matched by name.
+
+    Args:
+        detector: of an evaluation alone, the folder of what is evaluated. DATASETS.TRAIN need not
+            be there.
+        given: the keys that the user set; by default those without Detectron2's value.
+
+    Returns:
+        KEY VALUE pairs that follow from the data: numbers of classes, MASK_FORMAT.
+
+    Raises:
+        ValueError, OSError: says which file or entry, or which key.
+    """
+    train, test = (cfg.DATASETS.TRAIN if detector is None else ()), cfg.DATASETS.TEST
+    prepare_datasets(train, test)
+    for name in test:
+        evaluator_kind(name)
+    recall_sizes(cfg.OUTPUT_DIR)
+    pairs: list[Any] = []
+    classes = read_classes(detector) if detector else []
+    found = {name: _check(cfg, name, "DATASETS.TRAIN", pairs) for name in train}
+    classes = max([classes, *found.values()], key=len)
+    others = [("DATASETS.TRAIN", name) for name in train if found[name] != classes]
+    for key, name in others + [("DATASETS.TEST", name) for name in test]:
+        if classes:
+            use_classes(name, classes)
+        classes = _check(cfg, name, key, pairs) or classes
+    if comm.is_main_process():
+        keep_sizes(cfg.OUTPUT_DIR)
+    return pairs + _count_classes(cfg, [*train, *test], given)
+
+
+def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
+    """Check the labels of one data set; returns its classes."""
+    images = DatasetCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    classes = list(metadata.get("thing_classes", []))
+    is_labelled = any("annotations" in image for image in images)
+    if key == "DATASETS.TEST" and metadata.get("evaluator_type") == "coco" and not is_labelled:
+        logger.warning("%s has no labels: its boxes are written, and no AP", name)
+        return classes
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        check_label_maps(images, name, key)
+        return classes
+    model = cfg.MODEL
+    fields = {"segmentation": model.MASK_ON, "keypoints": model.KEYPOINT_ON}
+    check_labels(images, name, key, [field for field, is_on in fields.items() if is_on])
+    boxes = [
+        box for image in images for box in image.get("annotations", []) if not box.get("iscrowd")
+    ]
+    is_rle = any(isinstance(box.get("segmentation"), dict) for box in boxes)
+    if model.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask" and is_rle and key == "DATASETS.TRAIN":
+        logger.info("INPUT.MASK_FORMAT: bitmask, as %s has masks in RLE", name)
+        pairs += ["INPUT.MASK_FORMAT", "bitmask"]
+    absent = set(range(len(classes))) - {box["category_id"] for box in boxes}
+    if absent and key == "DATASETS.TEST":
+        left_out = ", ".join(classes[number] for number in sorted(absent))
+        logger.info("%s has no box of %s: left out of the mean of AP", name, left_out)
+    return classes
+
+
+def _count_classes(cfg: CfgNode, names: Sequence[str], given: Collection[str] | None) -> list[Any]:
+    """KEY VALUE pairs of the numbers of classes that differ from the config."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    roles = {"SemanticSegmentor": ["stuff"], "PanopticFPN": ["stuff", "thing"]}
+    plain = dict(flatten(get_cfg()))
+    pairs: list[Any] = []
+    for key, value in flatten(cfg):
+        role = "stuff" if "SEM_SEG" in key else "thing"
+        if not (key.startswith("MODEL.") and key.endswith(".NUM_CLASSES")):
+            continue
+        counts = [len(MetadataCatalog.get(name).get(f"{role}_classes", [])) for name in names]
+        count = max(counts, default=0)
+        if role not in roles.get(architecture, ["thing"]) or count in (0, value):
+            continue
+        if key in given if given is not None else value != plain.get(key):
+            raise ValueError(
+                f"{key} is {value}, and the data have {count} classes ({names[0]!r}); set it to "
+                f"{count}, or leave it out."
+            )
+        pairs += [key, count]
+    if pairs:
+        logger.info("Classes of %s: %s", names[0], dict(zip(pairs[::2], pairs[1::2])))
+    return pairs
