@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
 from detco_d2.engine.launch import ends_with_one_line, launch, num_processes, parse_arguments
-from detco_d2.engine.output_dir import check_output_dir
+from detco_d2.engine.output_dir import add_overwrite_flag, check_output_dir
 from detco_d2.engine.preflight import check_run, check_weights
 from detco_d2.engine.pretrain import PretrainTrainer, recipe_pairs
 from detco_d2.engine.record import set_up
@@ -43,8 +43,7 @@ def main(args: argparse.Namespace) -> Any:
 
 
 def run() -> None:
-    parser = default_argument_parser()
-    parser.add_argument("--overwrite", action="store_true", help="remove a run in OUTPUT_DIR first")
+    parser = add_overwrite_flag(default_argument_parser())
     parser.set_defaults(recipe=[])
     args = parse_arguments(parser)
     if args.eval_only:

@@ -6,6 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from .config_files import merge_file, merge_pairs
+from .files import at_home
 
 # Switches of earlier versions, whose fast side is now the only one: read and ignored.
 _REMOVED_KEYS = (
@@ -137,13 +138,25 @@ def add_detco_config(cfg: CfgNode) -> None:
 
 
 def load_config(file: str, settings: Sequence[Any] = ()) -> CfgNode:
-    """Detectron2's defaults and ours, under a config file, under KEY VALUE pairs.
+    """Detectron2's defaults and ours, under a config file, under KEY VALUE pairs; `~` written out.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`merge_file` and :func:`merge_pairs`.
     """
     cfg = get_cfg()
     add_detco_config(cfg)
-    merge_file(cfg, file)
+    merge_file(cfg, at_home(file))
     merge_pairs(cfg, settings)
+    _settle(cfg)
     return cfg
+
+
+def _settle(node: CfgNode) -> None:
+    """Write out `~`, and make lists within tuples, as a dump has them, tuples again."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            _settle(value)
+        elif isinstance(value, tuple):
+            node[key] = tuple(tuple(v) if isinstance(v, list) else at_home(v) for v in value)
+        else:
+            node[key] = at_home(value)

@@ -75,14 +75,31 @@ _MAX_FILES = 50  # of a chain of _BASE_ files, which can be made to branch for e
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, of which a few lines can stand for any amount of memory."""
+    """Safe YAML whose aliases, as a dump has them, stand for few values.
+
+    A few lines of aliases of aliases can stand for any amount of memory.
+    """
+
+    _left = 1000
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            problem = f"*{event.anchor} is an alias; write the value out instead"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._left = self._left - _size(node) if node.end_mark else -1  # none: it is within
+            if self._left < 0:
+                problem = f"*{event.anchor} is an alias of too much; write the value out instead"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return node
+
+
+def _size(node: yaml.Node) -> int:
+    """How many values a node of YAML stands for, with those of its aliases."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    pairs = isinstance(node, yaml.MappingNode)
+    inside = [each for item in node.value for each in (item if pairs else [item])]
+    return 1 + sum(map(_size, inside))
 
 
 def _check_files(file: str, above: list[str], seen: list[str]) -> None:

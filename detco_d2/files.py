@@ -1,10 +1,44 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, paths of the home folder, JSON that all can read."""
 
 import contextlib
+import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
+
+# At the beginning of a path: of a word, or of a part of one (voc_...@~/data, NAME=~/a.pth).
+_HOME = re.compile(r"""(?:^|(?<=[@='"(,]))~[\w.-]*(?=/|$)""")
+
+
+def at_home(value: Any) -> Any:
+    """Text, or lists of it, in which `~` and `~user` before a path are written out."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(at_home, value))
+    if not isinstance(value, str):
+        return value
+    return _HOME.sub(lambda found: os.path.expanduser(found[0]), value)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON in which null stands for NaN and infinities, for which JSON has no word."""
+    words = json.dumps(value, default=float)
+    return json.dumps(json.loads(words, parse_constant=lambda word: None), **options)
+
+
+class StrictLines:
+    """A file whose lines are JSON, as :func:`to_json` writes it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(f"{to_json(json.loads(line))}\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @contextlib.contextmanager

@@ -43,6 +43,16 @@ for _name in [name for name in TRANSFER_CONFIGS if "{}" in name]:
         TRANSFER_CONFIGS[_name.format(_percent)] = {**_values, **_data}
 
 
+def test_every_config_is_read_again_from_its_own_dump(tmp_path):
+    for config in CONFIGS:
+        cfg = read_config(os.path.join(ROOT, "configs", config))
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        assert read_config(str(tmp_path / "config.yaml")) == cfg, config
+    plain = get_cfg().dump()  # of another program: two keys have one list as their default
+    (tmp_path / "config.yaml").write_text(plain)
+    assert "*id001" in plain and read_config(str(tmp_path / "config.yaml")).VERSION == 2
+
+
 def merged(config, *settings):
     """A config as its files and the settings give it, before it is adapted to the machine."""
     return read_config(os.path.join(ROOT, "configs", config), settings)

@@ -33,6 +33,7 @@ from detco_d2.config import load_config
 from detco_d2.config_files import flatten
 from detco_d2.data.datasets import prepare_datasets, register_voc_folder
 from detco_d2.engine.record import command_line
+from detco_d2.files import at_home
 from detco_d2.reports.benchmark import (
     Cell,
     Task,
@@ -193,7 +194,7 @@ def main() -> None:
     add("--voc", help="a folder in VOC's layout: --data FOLDER:trainval FOLDER:test")
     add("--fraction", type=float, action="append", help="share of TRAIN; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     args.init = dict(args.init)
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")

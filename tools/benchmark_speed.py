@@ -32,6 +32,7 @@ from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.engine.machine import adapt_to_machine, check_gpus, keep_freed_memory
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.step import PretrainStep
+from detco_d2.files import at_home
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the plain formulas
 from tests.references import make_plain, make_plain_sgd
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="also time the plain formulas")
     parser.add_argument("--images", help="a folder or data set: time its views, not the step")
     parser.add_argument("--num-images", type=int, default=64, help="of them")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     check_gpus(args.num_gpus)
     cfg = load_config(args.config_file, args.opts)
     check_detco_config(cfg)

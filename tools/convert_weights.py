@@ -18,6 +18,7 @@ import re
 import sys
 from typing import Any
 
+from detco_d2.files import at_home
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
 from detco_d2.weights.frozen import check_complete
@@ -48,7 +49,7 @@ def parse() -> tuple[argparse.Namespace, dict[str, str]]:
         help="whose names (default: detectron2); the last two are the same",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(_FORMS)}")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
     if len(args.opts) % 2 or not set(pairs) <= set(_FORMS):
         parser.error(f"expected pairs KEY VALUE with KEY of {list(_FORMS)}, got {args.opts}")

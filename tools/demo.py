@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from detco_d2.data.datasets import list_images
+from detco_d2.files import at_home
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,7 +71,7 @@ def main() -> None:
     add("--pretrain-iters", type=int, help="default: as in the config")
     add("--finetune-iters", type=int, help="default: as in the config")
     add("--num-gpus", type=int, default=0, help="0: CPU; 1: one GPU")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     try:
         steps = plan(args)
     except OSError as error:

@@ -30,9 +30,8 @@ from tqdm import tqdm
 
 from detco_d2.data.check import check_datasets
 from detco_d2.data.datasets import register_by_name
-from detco_d2.data.decode import MAX_PIXELS, UnreadableImage, decode_image
-from detco_d2.data.folders import IMAGE_EXTENSIONS
-from detco_d2.files import replacing
+from detco_d2.data.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode_image
+from detco_d2.files import at_home, replacing
 from detco_d2.reports.detections import Detector
 
 logger = logging.getLogger("detco_d2.predict")
@@ -45,7 +44,7 @@ def find_images(names: list[str]) -> tuple[list[dict[str, Any]], dict[int, int]]
     """
     images: list[dict[str, Any]] = []
     for name in names:
-        if os.path.isfile(name) and name.lower().endswith(IMAGE_EXTENSIONS):
+        if os.path.isfile(name) and name.lower().endswith(EXTENSIONS):
             images.append({"file_name": name})
             continue
         register_by_name([name])
@@ -112,7 +111,7 @@ def main() -> None:
     add("--threshold", type=float, default=0.5, help="least score of a box")
     add("--pictures", type=int, default=100, help="draw at most so many images")
     add("--output", type=Path, help="folder; default: predictions/ in the run's")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     setup_logger(name="detco_d2", abbrev_name="detco")
     try:
         predict(args)

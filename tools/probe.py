@@ -27,7 +27,7 @@ from tabulate import tabulate
 
 import detco_d2  # noqa: F401  registers data sets
 from detco_d2.engine.record import command_line, versions
-from detco_d2.files import replacing
+from detco_d2.files import at_home, replacing
 from detco_d2.probes.features import POOLS, Features, extract
 from detco_d2.probes.labelled import KINDS, Labelled, LabelledImages, load_halves
 from detco_d2.probes.probes import chance, knn, linear, svm
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     add("--workers", type=int, default=2, help="loader processes, and SVMs at a time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--output-dir", type=Path, help="writes probes/ there (default: beside the weights)")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     if not args.weights and not args.random:
         parser.error("nothing to probe: give --weights FILE, or --random")
     if args.labels == "images" and {"knn", "linear"} & set(args.probes or ()):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.files import replacing
+from detco_d2.files import at_home, replacing
 from detco_d2.reports.page import page
 from detco_d2.reports.run_folder import read_run
 
@@ -33,7 +33,7 @@ def main() -> None:
         "--transfer", type=Path, action="append", default=[], help="folder with results; repeatable"
     )
     add("--output", type=Path, help="the file to write; default: report.html in the folder")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     setup_logger(name="detco_d2", abbrev_name="detco")
     output = args.output or args.run / "report.html"
     try:

@@ -25,6 +25,7 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2.data.datasets import load_images
 from detco_d2.data.decode import UnreadableImage
+from detco_d2.files import at_home
 from detco_d2.reports.detections import plot_detections
 from detco_d2.reports.features import (
     best_patches,
@@ -132,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     box = "of the query patch: left,top,right,bottom as shares of the first picture"
     add("--box", type=parse_box, default=(0.3, 0.3, 0.7, 0.7), help=box)
     add("--output", type=Path, help="folder; default: pictures/ beside the first weight file")
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     names = [name for name, _ in args.weights]
     args.weights = dict(args.weights)
     if len(names) > len(args.weights):

@@ -3,8 +3,9 @@
 What becomes of each kind of file:
 
 - Grey, palette, 1-bit, CMYK, YCbCr and Lab images as Pillow converts them, without ICC profiles.
-- 16-bit grey is scaled, 65535 to 255; integers beyond 16 bits and floating point are refused, as
-  nothing says which of their values is white.
+- 16-bit grey is scaled, 65535 to 255; cameras that fill 8, 10, 12 or 14 of these bits are told by
+  the largest value, and white is the most that so many bits hold. Integers beyond 16 bits and
+  floating point are refused, as nothing says which of their values is white.
 - Transparency (alpha, or a colour that means transparent) is laid over white.
 - The orientation of the EXIF data is applied. Of an animation the first frame is taken.
 
@@ -14,22 +15,35 @@ data must have its checksums. Other formats have nothing to check: zeros in a We
 TIFF, or single changed bytes within a JPEG, stay unseen where they decode.
 """
 
+import contextlib
+import importlib
 import os
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 Image.init()  # otherwise Pillow knows its rarer formats only after it has met an unknown one
+for _extension in ("pillow_avif", "pillow_heif"):  # of Pillow, where they are installed
+    with contextlib.suppress(ImportError):
+        _module = importlib.import_module(_extension)
+        getattr(_module, "register_heif_opener", lambda: None)()
 # Not all of them: the reader of EPS, for one, runs another program. JPEG includes MPO.
-_WANTED = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_WANTED = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "HEIF", "AVIF")
 FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+# The endings of their names; .pfm has floating-point pixels.
+EXTENSIONS = tuple(
+    sorted(
+        ending
+        for ending, name in Image.registered_extensions().items()
+        if name in (*FORMATS, "MPO") and ending != ".pfm"
+    )
+)
 
 # Where no config says otherwise: the defaults of INPUT.DETCO (MAX_PIXELS is Pillow's own limit).
 MIN_SIDE, MAX_PIXELS = 16, 89478485
@@ -87,10 +101,11 @@ def decode_image(
             if width * height > max_pixels:
                 raise Image.DecompressionBombError(f"{width} x {height}")
             _check_whole(image.format, file)
+            is_deep = "'RGB;16" in str(image.tile)  # which Pillow cuts to 8 bits
             if (factor := reduction(width, height)) > 1:
                 image.draft(image.mode, (width // factor, height // factor))
             image.load()
-            return _upright(_to_rgb(image), image)
+            return _upright(_to_rgb(image, is_deep), image)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
@@ -127,7 +142,7 @@ def upright_size(file: BinaryIO) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-@contextmanager
+@contextlib.contextmanager
 def strict(max_pixels: int) -> Iterator[None]:
     """Pillow without the laxness that another library may have set, and without its warnings."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
@@ -177,15 +192,25 @@ def _png_sums(content: bytes) -> bool:
     return True
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as one of mode RGB."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+def _white(largest: int) -> int:
+    """The most that 8, 10, 12, 14 or 16 bits hold, the fewest of these that hold a value."""
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
+
+
+def _to_rgb(image: Image.Image, is_deep: bool = False) -> Image.Image:
+    """An image of any mode as one of mode RGB; `is_deep`: its colours had 16 bits."""
     if image.mode.startswith("I"):  # 16-bit PNG is "I" in Pillow 9.5, "I;16" in newer ones
         values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImage(f"integers beyond 16 bits ({values.min()} to {values.max()})")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        white = _white(values.max())
+        scaled = (values * 255 + white // 2) // white
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if is_deep and image.mode == "RGB":
+        white = _white(np.asarray(image).max() * 256) // 256
+        image = image.point(lambda value: value * 255 // max(white, 1))
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode == "F":
         raise UnreadableImage("floating-point pixels, whose range is unknown")
     image = image.convert(_STRAIGHT_ALPHA.get(image.mode, image.mode))

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from ..files import replacing
 from .datasets import is_shard_name
-from .decode import UnreadableImage
-from .folders import IMAGE_EXTENSIONS
+from .decode import EXTENSIONS, UnreadableImage
+from .folders import is_hidden
 
-_FORMAT = 1  # of an index, and of what it takes for an image
+_FORMAT = 2  # of an index, and of what it takes for an image
 _MAX_BYTES = 2**30  # of an image
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _make_index(path: str) -> ShardIndex:
         ) from error
     if not places:
         raise ValueError(
-            f"The tar shard {path!r} holds no image; looked for {', '.join(IMAGE_EXTENSIONS)}."
+            f"The tar shard {path!r} holds no image; looked for {', '.join(EXTENSIONS)}."
         )
     rows = np.frombuffer(places, np.int64).reshape(-1, 3)
     return ShardIndex(rows, np.frombuffer(bytes(names), np.uint8))
@@ -209,9 +209,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _is_image(member: tarfile.TarInfo) -> bool:
     if not member.isreg() or member.issparse():
         return False
-    # Hidden files are macOS's `._x.jpg`, no images; WebDataset keeps its own notes in `__x__/`.
-    hidden = re.match(r"(.*/)?\.[^/]*$|__[^/]*__/", member.name)
-    return not hidden and member.name.lower().endswith(IMAGE_EXTENSIONS)
+    # WebDataset keeps its own notes in `__x__/`
+    hidden = re.match("__[^/]*__/", member.name) or any(
+        map(is_hidden, map(Path, member.name.split("/")))
+    )
+    return not hidden and member.name.lower().endswith(EXTENSIONS)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -137,7 +137,7 @@ def _count_classes(cfg: CfgNode, names: Sequence[str], given: Collection[str] | 
         if key in given if given is not None else value != plain.get(key):
             raise ValueError(
                 f"{key} is {value}, and the data have {count} classes ({names[0]!r}); set it to "
-                f"{count}, or leave it out."
+                f"{count}, or leave it out. A detector in MODEL.WEIGHTS must have as many."
             )
         pairs += [key, count]
     if pairs:

@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from ..compat import create_local_process_group
+from ..files import at_home
 from .machine import check_gpus
 from .stopping import SIGNALS
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the command line, and end the process where its config file is no file."""
-    args = parser.parse_args()
+    args = parser.parse_args(at_home(sys.argv[1:]))
     if not os.path.isfile(args.config_file):
         sys.exit(f"--config-file {args.config_file!r} is no file; try configs/detco.yaml")
     return args
@@ -92,7 +93,7 @@ def _run_and_forward_signals(start: Callable[[], Any]) -> Any:
     try:
         return start()
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.exit_code - 128 in SIGNALS:
+        if error.exit_code == 1 or error.exit_code - 128 in SIGNALS:  # 1: it has said why
             sys.exit(error.exit_code)
         raise
     finally:

@@ -1,5 +1,6 @@
 """What OUTPUT_DIR holds, asked before the start: nothing, this run, or another one."""
 
+import argparse
 import logging
 import os
 import tempfile
@@ -45,9 +46,15 @@ _FIXED = (
     "MODEL.DETCO.QUEUE_LENGTH",
     "MODEL.DETCO.STAGES",
 )
-_BATCH_NORMS = ("BN", "SyncBN", "naiveSyncBN")  # which of them, the machine decides
+BATCH_NORMS = ("BN", "SyncBN", "naiveSyncBN")  # which of them, the machine decides
 # How torchrun and SLURM count the restarts of a job, which must not remove their own beginning.
 _RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+
+
+def add_overwrite_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser with `--overwrite`; see :func:`check_output_dir`."""
+    parser.add_argument("--overwrite", action="store_true", help="remove a run in OUTPUT_DIR first")
+    return parser
 
 
 def check_output_dir(cfg: CfgNode, resume: bool, overwrite: bool) -> bool:
@@ -135,7 +142,7 @@ def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
 
     def values(config: str) -> dict[str, Any]:
         pairs = flatten(yaml.safe_load(config))
-        return {key: "BN" if value in _BATCH_NORMS else value for key, value in pairs}
+        return {key: "BN" if value in BATCH_NORMS else value for key, value in pairs}
 
     before, now = values(text), values(cfg.dump())
     # of a run that has begun, and that did not know it yet

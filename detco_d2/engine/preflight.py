@@ -4,12 +4,17 @@ The stream and k-NN are imported where they are checked: fine-tuning needs neith
 """
 
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
+from ..config_files import flatten
 from ..data.datasets import is_shard_name, prepare_datasets
+from .output_dir import BATCH_NORMS
+
+logger = logging.getLogger(__name__)
 
 
 def check_weights(cfg: CfgNode) -> None:
@@ -18,8 +23,45 @@ def check_weights(cfg: CfgNode) -> None:
         FileNotFoundError: MODEL.WEIGHTS is no address, and no file either.
     """
     path = cfg.MODEL.WEIGHTS
-    if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+    files = path, path.partition("?")[0], path.rpartition("#")[0]  # with a query, or a choice
+    if path and "://" not in path and not any(map(os.path.isfile, files)):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {os.path.abspath(path)!r}.")
+
+
+def check_learns(cfg: CfgNode, processes: int, refuse: bool = True) -> None:
+    """Refuse stages that stay random, and batch norm of one image at a time.
+
+    Args:
+        refuse: the latter, which a detector survives; otherwise warn of it.
+
+    Raises:
+        ValueError: says which keys to change.
+    """
+    frozen, batch, parts = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.SOLVER.IMS_PER_BATCH, 1
+    if frozen > 0 and not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT is {frozen} and MODEL.WEIGHTS is empty: the first {frozen} "
+            "parts of the backbone would stay as they are drawn. Set MODEL.BACKBONE.FREEZE_AT to "
+            "0, or name weights."
+        )
+    if refuse:
+        parts = cfg.SOLVER.ACCUMULATION_STEPS
+    norms = [
+        f"MODEL.{key}"
+        for key, value in flatten(cfg.MODEL)
+        if key.endswith("NORM") and value in (BATCH_NORMS if processes == 1 else ("BN",))
+    ]
+    if batch // (processes * parts) > 1 or not norms:
+        return
+    problem = (
+        f"SOLVER.IMS_PER_BATCH is {batch}, which {processes} processes of {parts} "
+        f"SOLVER.ACCUMULATION_STEPS each cut into single images, of which batch norm "
+        f"({', '.join(norms)}) learns nothing. Make the batch at least {2 * processes * parts}"
+        f"{', or the steps fewer' if parts > 1 else ''}."
+    )
+    if refuse:
+        raise ValueError(problem)
+    logger.warning(problem)
 
 
 def check_run(cfg: CfgNode, processes: int) -> int:
@@ -45,6 +87,7 @@ def check_run(cfg: CfgNode, processes: int) -> int:
     check_images(cfg.DATASETS.TRAIN)
     num_images = len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR))
     check_batch(cfg, num_images, processes)
+    check_learns(cfg, processes)
     return num_images
 
 

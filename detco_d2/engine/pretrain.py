@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter
 
 from ..config_files import lookup
 from ..data.mapper import DetCoDatasetMapper
@@ -210,14 +210,13 @@ class PretrainTrainer(Trainer):
 
         TensorBoard's comes last: it removes the pictures from the event storage.
         """
-        folder = self.cfg.OUTPUT_DIR
-        os.makedirs(folder, exist_ok=True)
-        result: list[EventWriter] = [JSONWriter(os.path.join(folder, "metrics.json"))]
+        os.makedirs(self.cfg.OUTPUT_DIR, exist_ok=True)
+        _, *writers = super().build_writers()  # the first prints, which HealthHook does
         if self.cfg.WANDB.PROJECT:
             from .writers import WandbWriter
 
-            result.append(WandbWriter(self.cfg))
-        return [*result, TensorboardXWriter(folder)]
+            writers.insert(1, WandbWriter(self.cfg))
+        return writers
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # What a run leaves beside its checkpoints, and what the next one would take for its own.
 _RECORDS = (
     "metrics.json",
+    "results.json",
     "run.json",
     "log.txt*",
     "events.out.tfevents.*",

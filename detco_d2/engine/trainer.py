@@ -9,8 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.train_loop import AMPTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter
 from fvcore.common.history_buffer import HistoryBuffer
 
+from ..files import StrictLines
 from ..weights.checkpointer import BackboneCheckpointer
 from ..weights.input_spec import InputSpec
 
@@ -64,13 +66,22 @@ class Trainer(DefaultTrainer):
         own_amp = cfg.SOLVER.AMP.ENABLED and not self.uses_bfloat16(cfg)
         return (AMPTrainer if own_amp else SimpleTrainer)(model, loader, optimizer)
 
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, of which metrics.json has null for what is no number."""
+        writers = super().build_writers()
+        for writer in writers:
+            if isinstance(writer, JSONWriter):
+                writer._file_handle = StrictLines(writer._file_handle)
+        return writers
+
     def before_train(self) -> None:
         # Detectron2 keeps a million values of each number: gigabytes, in a run of that length
         self.storage.histories().default_factory = partial(HistoryBuffer, max_length=1000)
         super().before_train()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        states = {"_trainer": self._trainer.state_dict(), "config": self.cfg.dump()}
+        return {**TrainerBase.state_dict(self), **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state)

@@ -132,10 +132,29 @@ def with_data(cfg: CfgNode, detector: str | None = None) -> CfgNode:
     return cfg
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate MODEL.WEIGHTS, or with `resume` the newest checkpoint of OUTPUT_DIR."""
+def load_detector(cfg: CfgNode, resume: bool) -> tuple[CfgNode, Any]:
+    """The whole model of MODEL.WEIGHTS, or with `resume` the newest checkpoint of OUTPUT_DIR.
+
+    Returns:
+        the config with what follows from the data, and the model.
+
+    Raises:
+        ValueError, OSError: no weights, or a tensor of the model is not in them; or see
+            :func:`follow_data`.
+    """
+    if not (resume or cfg.MODEL.WEIGHTS):
+        raise ValueError(
+            "There is nothing to evaluate: set MODEL.WEIGHTS to a model_final.pth of train_net.py, "
+            "or pass --resume for the newest checkpoint of OUTPUT_DIR."
+        )
     cfg = with_data(cfg, cfg.OUTPUT_DIR if resume else os.path.dirname(cfg.MODEL.WEIGHTS))
     model = TransferTrainer.build_model(cfg)
-    checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=InputSpec(cfg))
+    spec = InputSpec(cfg)
+    checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=spec, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return TransferTrainer.test(cfg, model)
+    return cfg, model
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """The scores on DATASETS.TEST of what :func:`load_detector` loads."""
+    return TransferTrainer.test(*load_detector(cfg, resume))

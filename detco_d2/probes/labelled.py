@@ -28,6 +28,12 @@ from ..data.decode import MAX_PIXELS, UnreadableImage, decode_image
 from ..data.stream import pack_images
 
 KINDS = ("crops", "images")
+# What the halves of labelled folders are called, the test half by the first that is there.
+_HALVES = (
+    ("train", "training"),
+    ("val", "valid", "validation", "dev"),
+    ("test", "testing", "eval"),
+)
 _MIN_BOX = 16  # pixels of the shorter side of a box that becomes a crop
 _TEST_SHARE = 0.25
 _CONTEXT = 0.1  # of a box's longer side, on each side of a crop
@@ -160,9 +166,11 @@ def _find_halves(data: str) -> tuple[str, str]:
         has_test = (lists / "test.txt").is_file()
         train = register_voc_folder(data, "trainval")
         return train, register_voc_folder(data, "test") if has_test else ""
-    for other in ("val", "test"):
-        if (root / "train").is_dir() and (root / other).is_dir():
-            return str(root / "train"), str(root / other)
+    folders = {path.name.lower(): str(path) for path in root.glob("[!.]*") if path.is_dir()}
+    trains, *tests = ([folders[n] for n in names if n in folders] for names in _HALVES)
+    others = [path for found in tests for path in found]
+    if trains and (others or len(folders) == 1):  # beside other classes, train is one of them
+        return trains[0], others[0] if others else ""
     return data, ""
 
 
@@ -199,6 +207,13 @@ def _read_folder(folder: str, key: str) -> Labelled:
             "below train/ and val/, or a detection data set."
         )
     classes = sorted({names[0] for names in parts})
+    names_of_halves = {name for names in _HALVES for name in names}
+    halves = {n[0] for n in parts if len(n) > 2 and n[0].lower() in names_of_halves}
+    if halves:
+        raise ValueError(
+            f"{key} {folder!r} has folders in {', '.join(sorted(halves))}, which is the name of a "
+            "half and not of a class; name a folder with train/ and val/, or one of the halves."
+        )
     number = {name: i for i, name in enumerate(classes)}
     items = [{"file_name": file, "kind": "folder"} for file in files]
     return Labelled(items, np.array([number[names[0]] for names in parts]), classes)

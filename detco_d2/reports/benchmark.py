@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing
+from ..weights.reading import split_choice
 
 # What the tables show of each kind of result, in this order.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ def plan(tasks: Sequence[Task], inits: Iterable[str], seeds: int, shard: str) ->
 @functools.cache
 def file_digest(path: str) -> str:
     """SHA-256 of a weight file; "" for no file, the random start."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+    return hashlib.sha256(Path(split_choice(path)[0]).read_bytes()).hexdigest() if path else ""
 
 
 def with_seed(names: Iterable[str], seed: int) -> tuple[str, ...]:
@@ -129,7 +130,8 @@ def read_result(cell: Cell, output: Path) -> dict[str, Any]:
         result["status"] = "done"
         for kind, metrics in METRICS.items():
             for metric in metrics:
-                value = found.get(kind, {}).get(metric)
-                if value is not None:
-                    result["metrics"][f"{kind}/{metric}"] = 0.0 if math.isnan(value) else value
+                if metric in found.get(kind, {}):
+                    value = found[kind][metric]
+                    is_none = value is None or math.isnan(value)
+                    result["metrics"][f"{kind}/{metric}"] = 0.0 if is_none else value
     return result

@@ -52,7 +52,8 @@ class Detector:
         self.cfg.merge_from_list([item for pair in pairs for item in pair])
         adapt_to_machine(self.cfg, torch.cuda.device_count())
         self.model = build_model(self.cfg).eval()
-        checkpointer = BackboneCheckpointer(self.model, input_spec=InputSpec(self.cfg))
+        spec = InputSpec(self.cfg)
+        checkpointer = BackboneCheckpointer(self.model, input_spec=spec, complete=True)
         checkpointer.resume_or_load(file, resume=False)
         sizes = self.cfg.INPUT
         self.resize = ResizeShortestEdge([sizes.MIN_SIZE_TEST] * 2, sizes.MAX_SIZE_TEST)

@@ -1,6 +1,7 @@
 """What the output folder of a run holds, read so that a half-written file is no error."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ def read_scalars(file: Path) -> Curves:
             if not isinstance(iteration, int):
                 continue
             for name, value in scalars.items():
+                value = math.nan if value is None else value
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     values.setdefault(name, {})[iteration] = float(value)
     return {name: sorted(points.items()) for name, points in values.items()}

@@ -9,14 +9,15 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from .input_spec import TORCHVISION_SPEC, spec_of
-from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet
-from .reading import read_weight_file, tensors_of
+from .names import TORCHVISION_PARTS, backbone_slots, describe_resnet, differences
+from .reading import describe_keys, read_weight_file, split_choice, tensors_of
 from .report import load_report, misfits
 from .sources import locate_backbone
 
 logger = logging.getLogger(__name__)
 
 AUTHOR = "detco_d2"  # of a converted file
+_ADVICE = "It is cut, or of another network."
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,41 @@ class Backbone:
 def read_backbone(path: str) -> Backbone:
     """Read the backbone of a weight file, also of one that Detectron2 downloads.
 
+    Args:
+        path: of the file; `FILE#encoder` where it has several encoders.
+
     Raises:
         FileNotFoundError, ValueError: see :func:`read_weight_file`; or no backbone in the file.
     """
+    path, choice = split_choice(path)
     path = PathManager.get_local_path(path)
     data = read_weight_file(path)
     tensors = tensors_of(data)
-    backbone = find_backbone(tensors, data, path)
+    backbone = find_backbone(tensors, data, path, choice)
     if backbone is None:
         raise ValueError(
             f"{path!r} has no backbone of a known layout among its {len(tensors)} tensors "
-            f"(first names: {sorted(tensors)[:5]})."
+            f"(first names: {sorted(tensors)[:5]}); {describe_keys(data)}."
         )
     return backbone
 
 
 def find_backbone(
-    tensors: dict[str, torch.Tensor], data: dict[str, Any], path: str
+    tensors: dict[str, torch.Tensor], data: dict[str, Any], path: str, choice: str = ""
 ) -> Backbone | None:
     """The backbone in a weight file's tensors and other data; None: none of a known layout.
 
     Raises:
-        ValueError: what stands where the file's settings do is none.
+        ValueError: what stands where the file's settings do is none; or see
+            :func:`locate_backbone`.
     """
     author = data.get("__author__", data.get("author"))
     if author == AUTHOR:
         return Backbone(tensors, path, f"converted by {AUTHOR}", spec_of(data, tensors), {})
-    located = locate_backbone(tensors)
+    try:
+        located = locate_backbone(tensors, choice)
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}.") from error
     if located is None:
         return None
     names, source, unused = located
@@ -105,8 +114,8 @@ def place_backbone(
         raise ValueError(
             f"Only {matched} of the model's {len(slots)} backbone tensors are in "
             f"{backbone}{resnet}:\n{load_report(backbone.tensors, wanted, backbone.unused)}\n"
-            "The backbone would start at random. Use a config with the depth and norm of the "
-            "weights (MODEL.RESNETS.DEPTH, MODEL.RESNETS.NORM)."
+            "The backbone would start at random. "
+            + " ".join(differences(backbone.tensors, wanted) or [_ADVICE])
         )
     unused = sorted(backbone.tensors.keys() - slots.keys())
     parts = {name.partition(".")[0] for name in slots}.union(TORCHVISION_PARTS)
@@ -114,7 +123,8 @@ def place_backbone(
     if foreign:
         raise ValueError(
             f"{backbone} has {len(foreign)} tensors in the midst of its backbone that the model "
-            f"has not, such as {foreign[:3]}: it is of another network, or deeper."
+            f"has not, such as {foreign[:3]}: it is of another network, or deeper. "
+            + " ".join(differences(backbone.tensors, wanted))
         )
     logger.info("Backbone: %d of %d tensors loaded from %s.", matched, len(slots), backbone)
     if unused:

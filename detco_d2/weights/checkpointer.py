@@ -1,5 +1,6 @@
 """Detectron2's checkpointer, which also takes a backbone from any known weight file."""
 
+import re
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -9,9 +10,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from .backbone import find_backbone, place_backbone, refuse_nonfinite
 from .input_spec import InputSpec, spec_of
 from .names import backbone_slots
-from .reading import read_weight_file, tensors_of
+from .reading import describe_keys, read_weight_file, split_choice, tensors_of
 from .saving import DurableCheckpointer
 from .sources import is_caffe2
+
+# A tensor of a stage of the backbone of a model.
+_BLOCK = re.compile(r"(backbone\.(bottom_up\.)?)?res[2-5]\.\d+\.(?!.*num_batches_tracked)")
 
 
 class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
@@ -22,19 +26,35 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
     be in it. In all cases the weights' input settings must agree with the config.
     """
 
-    def __init__(self, model: Any, save_dir: str = "", *, input_spec: InputSpec, **kwargs: Any):
+    def __init__(
+        self,
+        model: Any,
+        save_dir: str = "",
+        *,
+        input_spec: InputSpec,
+        complete: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Load the model's backbone at least, or with `complete` every tensor of the model."""
         super().__init__(model, save_dir, input_spec=input_spec, **kwargs)
         self.input_spec = input_spec
+        self.complete = complete
+        self._choice = ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file, or of `FILE#encoder` that encoder."""
+        path, self._choice = split_choice(path or "")
+        return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = read_weight_file(filename)
-        tensors = tensors_of(data)
-        if not tensors:
-            raise ValueError(f"{filename!r} has no tensors; its keys are {list(data)[:8]!r:.200}.")
         state = self.model.state_dict()
-        is_whole_model = len(state.keys() & tensors.keys()) > len(state) / 2
+        tensors = tensors_of(data, kept=state)
+        if not tensors:
+            raise ValueError(f"{filename!r} has no tensors; {describe_keys(data)}.")
+        is_whole_model = len(state.keys() & tensors.keys()) > len(state) / 2 and not self._choice
         if not is_whole_model and not is_caffe2(tensors):
-            backbone = find_backbone(tensors, data, filename)
+            backbone = find_backbone(tensors, data, filename, self._choice)
             if backbone is not None:
                 self.input_spec.load_state_dict(backbone.spec)
                 return {"model": place_backbone(backbone, state)}
@@ -58,6 +78,20 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
         fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
         loaded = {name: tensor for name, tensor in state.items() if name not in fresh}
         refuse_nonfinite(loaded, "the weights")
+        deeper = [name for name in incompatible.unexpected_keys if _BLOCK.match(name)]
+        if deeper:
+            raise ValueError(
+                f"{len(deeper)} tensors of the weights' backbone have no place in the model, such "
+                f"as {sorted(deeper)[:3]}: they are of a deeper ResNet. See MODEL.RESNETS.DEPTH."
+            )
+        absent = sorted(name for name in fresh if not name.endswith("num_batches_tracked"))
+        if self.complete and absent:
+            raise ValueError(
+                f"The weights lack {len(absent)} of the model's {len(state)} tensors, or have them "
+                f"in another shape, such as {absent[:4]}. An evaluation needs all of them: set "
+                "MODEL.WEIGHTS to a model_final.pth of train_net.py with as many classes, or pass "
+                "--resume."
+            )
         expected = {target for targets in backbone_slots(state).values() for target in targets}
         absent = [key for key in fresh & expected if not (folded and "running_" in key)]
         if absent:

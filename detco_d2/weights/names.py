@@ -1,7 +1,7 @@
 """Which tensor of one format is which tensor of another; pure functions over names."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 PRETRAINING_PREFIX = "query_encoder.backbone."
@@ -19,6 +19,7 @@ _DEPTHS = {
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
+_STEM = "stem.conv1.weight"
 _MOST_BLOCKS = 36
 _WIDEST = 4096  # channels in res2; wider ones are no ResNet's, and a model of them no size to build
 
@@ -105,3 +106,38 @@ def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
         return None
     groups = width // second[1]
     return {"DEPTH": min(fitting), "NUM_GROUPS": groups, "WIDTH_PER_GROUP": second[1]}
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What is other in the ResNet of a file than in that of a model, a sentence each.
+
+    Args:
+        found, wanted: tensors by Detectron2 name.
+    """
+    said = []
+    theirs, ours = (tuple(getattr(x.get(_STEM), "shape", ())) for x in (found, wanted))
+    for axes, what in (
+        (slice(0, 1), "output channels"),
+        (slice(1, 2), "input channels (1: trained on grey images)"),
+        (slice(2, 4), "pixels (3 x 3: made for small images such as CIFAR's)"),
+    ):
+        if len(theirs) == len(ours) == 4 and theirs[axes] != ours[axes]:
+            sizes = [" x ".join(map(str, shape[axes])) for shape in (theirs, ours)]
+            said.append(f"Its first convolution has {sizes[0]} {what}, the model's {sizes[1]}.")
+    norms = _norm(found), _norm(wanted)
+    if norms[0] != norms[1]:
+        said.append(f"Its norm is {norms[0]}, the model's {norms[1]}: see MODEL.RESNETS.NORM.")
+    shapes = describe_resnet({**found}) or {}, describe_resnet({**wanted}) or {}
+    for key in shapes[0].keys() & shapes[1].keys():
+        if shapes[0][key] != shapes[1][key]:
+            values = f"{shapes[0][key]}, the model's {shapes[1][key]}"
+            said.append(f"Its MODEL.RESNETS.{key} is {values}.")
+    return said
+
+
+def _norm(names: Iterable[str]) -> str:
+    if any(name.endswith("running_mean") for name in names):
+        return "batch norm"
+    if any(name.endswith("norm.weight") for name in names):
+        return "GN, or batch norm that keeps no running statistics"
+    return "none, or folded into the convolutions"

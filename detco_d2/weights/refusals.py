@@ -1,48 +1,52 @@
-"""What a refused weight file asked for, in words."""
+"""What a file is that holds no weights, in words, and what to do about it."""
 
-import io
-import pickletools
 import re
 
-_HARMLESS = ("torch.", "collections.OrderedDict", "_codecs.encode")
+# The beginning of a file, what it is, and what helps.
+_OTHERS = [
+    (rb"\Z", "empty", "download or copy it again"),
+    (
+        rb"\s*<",
+        "a web page",
+        "download the file itself, whose address may need `raw`, `resolve` or a login",
+    ),
+    (rb"version https://git-lfs", "a pointer of git-lfs", "`git lfs pull` brings the file itself"),
+    (
+        rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|.{257}ustar",
+        "a tar or other archive",
+        "unpack it, and name the weight file in it",
+    ),
+    (
+        rb"\x89HDF|\x08.\x12.{1,3}(pytorch|tf|onnx|keras)|GGUF",
+        "of Keras, ONNX or GGUF",
+        "take the weights of PyTorch, or as .safetensors",
+    ),
+    (rb"\x93NUMPY|\xff\xd8\xff|\x89PNG|GIF8|RIFF|%PDF", "an array, image or document", ""),
+    # JSON, a message of a server; the oldest pickles begin in brackets or with a c
+    (rb"[^](}c][\t\r\n -~\x80-\xff]*\Z", "text", ""),
+]
+_DEFAULT = "name the weight file itself"
 
 
-def asks_for(name: str) -> str:
-    return f"it asks for {name}, which no array of weights needs"
+def what_it_is(head: bytes) -> str:
+    """A sentence on a file that begins like this; empty where that tells nothing."""
+    for pattern, words, advice in _OTHERS:
+        if re.match(pattern, head, re.DOTALL):
+            begins = f" ({head[:40].decode(errors='replace')!r} ...)" if words == "text" else ""
+            return (
+                f"it is {words}{begins}, neither a torch file nor a whole pickle; "
+                f"{advice or _DEFAULT}"
+            )
+    return ""
 
 
-def what_torch_refused(message: str, pickles: bytes) -> str:
-    """
-    Args:
-        message: of torch's error.
-        pickles: the instructions in the file.
-    """
-    found = re.search(r"GLOBAL (\S+)", message)
-    if found:  # torch leaves out "builtins."
-        return asks_for(found[1] if "." in found[1] else f"builtins.{found[1]}")
-    # it stopped at an instruction before
-    names = [name for name in _globals(pickles) if not name.startswith(_HARMLESS)]
-    if names:
-        return asks_for(", ".join(names[:3]))
-    # its last words on the file itself, without its advice
-    message = message.split("WeightsUnpickler error:")[-1].replace("Weights only load failed.", "")
-    return re.split(r"In PyTorch 2\.6|Check the documentation", message)[0].strip(" .")
-
-
-def _globals(pickles: bytes) -> list[str]:
-    """What pickles, one behind the other, ask for by name; as far as they can be read."""
-    found: list[str] = []
-    strings: list[str] = []
-    stream = io.BytesIO(pickles)
-    try:
-        while stream.tell() < len(pickles):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST"):
-                    found.append(str(argument).replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    found.append(".".join(strings[-2:]))
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    except Exception:  # the tensors behind the pickles, or rubbish
-        pass
-    return found
+def what_zip_it_is(names: list[str]) -> str:
+    """The same of a zip archive of these files; empty where it is torch's of weights."""
+    if any(name.endswith("/constants.pkl") for name in names):
+        return (
+            "it is TorchScript, which is a program; load it with torch.jit.load where you trust "
+            "it, and save its state_dict()"
+        )
+    if any(name.endswith("data.pkl") for name in names):
+        return ""
+    return f"it is a zip archive of {names[:5]}; unpack it, and name the weight file in it"

@@ -1,9 +1,10 @@
-"""Where the backbone is in a weight file of some layout, told by the file's names alone."""
+"""Where the backbone is in a weight file of some layout, told by the names of its tensors."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
 from .names import (
@@ -16,8 +17,11 @@ from .names import (
 )
 
 # Where a file has several encoders: which are momentum copies, and which are surely not.
-_TRAINED = re.compile(r"query|student|anchor")
-_MOMENTUM_COPY = re.compile(r"encoder_k|key_encoder|key_backbone|momentum|teacher|target|ema\b")
+_TRAINED = re.compile(r"query|student|anchor|online")
+_MOMENTUM_COPY = re.compile(
+    r"encoder_k|key_encoder|key_backbone|momentum|teacher|target|shadow|average|"
+    r"(?<![a-z])(ema|swa)(?![a-z])"
+)
 _HEAD = "stem.fc."  # converters rename all but layers to stem.*, also the classifier or MLP
 # The children of torchvision's (and timm's) ResNet by their place in it.
 _CHILDREN = dict(zip("014567", TORCHVISION_PARTS))
@@ -61,26 +65,33 @@ _LAYOUTS: dict[str, tuple[str, Callable[[str], str | None]]] = {
 }
 
 
-def locate_backbone(names: Iterable[str]) -> tuple[dict[str, str], str, dict[str, int]] | None:
-    """Find the backbone among the names of a file's tensors.
+def locate_backbone(
+    tensors: Mapping[str, torch.Tensor], choice: str = ""
+) -> tuple[dict[str, str], str, dict[str, int]] | None:
+    """Find the backbone among a file's tensors.
 
     Knows pretraining checkpoints of this project, and ResNets under the names of torchvision, of
-    its children in a Sequential, of Detectron2 or of Caffe2, behind any prefix (`module.`,
-    `backbone.`, `encoder_q.`, `encoder_q.0.`, ...). The trained encoder is taken, never its
-    momentum copy.
+    its children in a Sequential, of Detectron2 or of Caffe2, behind any prefix (`backbone.`,
+    `encoder_q.`, `encoder_q.0.`, ...). The trained encoder is taken rather than its momentum copy.
+
+    Args:
+        choice: the beginning of the names of the encoder to take, see :func:`split_choice`.
 
     Returns:
         the file's name of each backbone tensor by Detectron2's; the layout in words; and the
         number of other tensors by the beginning of their names. None if no layout is known.
+
+    Raises:
+        ValueError: several encoders, none of which is surely the one; or none of that choice.
     """
-    names = [name for name in names if not name.endswith("num_batches_tracked")]
-    ours = [name for name in names if name.startswith(PRETRAINING_PREFIX)]
+    names = [name for name in tensors if not name.endswith("num_batches_tracked")]
+    ours = [name for name in names if name.startswith(PRETRAINING_PREFIX) and not choice]
     if ours:
         found = {name.removeprefix(PRETRAINING_PREFIX): name for name in ours}
         words = "DetCo pretraining checkpoint of this project (query encoder)"
         return found, *_describe(names, found, PRETRAINING_PREFIX, words)
     for library, (anchor, rename) in _LAYOUTS.items():
-        prefix = _find_prefix(names, anchor)
+        prefix = _find_prefix(tensors, anchor, choice)
         if prefix is None:
             continue
         behind = [name for name in names if name.startswith(prefix)]
@@ -93,13 +104,38 @@ def locate_backbone(names: Iterable[str]) -> tuple[dict[str, str], str, dict[str
     return None
 
 
-def _find_prefix(names: list[str], anchor: str) -> str | None:
+def _find_prefix(tensors: Mapping[str, torch.Tensor], anchor: str, choice: str) -> str | None:
     """What stands before the trained encoder's names; None if the anchor is not there."""
-    prefixes = [name.removesuffix(anchor) for name in names if name.endswith(anchor)]
+    prefixes = [name.removesuffix(anchor) for name in tensors if name.endswith(anchor)]
     whole = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
-    trained = [prefix for prefix in whole if not _MOMENTUM_COPY.search(prefix)]
-    # lightly has a student_backbone beside a backbone that follows it
-    return min(trained, key=lambda p: (not _TRAINED.search(p), len(p)), default=None)
+    if choice:
+        asked = choice.strip(".")
+        below = [prefix for prefix in whole if prefix.startswith(f"{asked}.")]
+        found = [prefix for prefix in whole if prefix.strip(".") == asked] or below
+    else:
+        own = [prefix for prefix in whole if not _MOMENTUM_COPY.search(prefix)]
+        # lightly has a student_backbone beside a backbone that follows it
+        found = [prefix for prefix in own if _TRAINED.search(prefix)] or own or whole
+    first = min(found, key=len, default=None)
+    if first is None and not whole:
+        return None
+    if first is None or not all(_are_same(tensors, first, prefix) for prefix in found):
+        named = ", ".join(f"#{prefix.rstrip('.') or '.'}" for prefix in sorted(set(whole)))
+        raise ValueError(
+            f"the file has {len(whole)} encoders; say which, by one of these behind its name: "
+            f"{named}"
+        )
+    return first
+
+
+def _are_same(tensors: Mapping[str, torch.Tensor], first: str, second: str) -> bool:
+    """Whether two encoders are the same one, under two names."""
+    pairs = (
+        (tensors[name], tensors.get(second + name.removeprefix(first)))
+        for name in tensors
+        if name.startswith(first) and name.endswith("conv1.weight")
+    )
+    return all(b is None or torch.equal(a, b) for a, b in pairs)
 
 
 def _res5_of_c4(names: list[str]) -> dict[str, str]:

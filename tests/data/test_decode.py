@@ -83,7 +83,11 @@ GOLDEN = {
     "Lab": (encode(pixel("LAB", (255, 128, 128)), "TIFF"), (254, 255, 254)),
     "16-bit PNG, white": (encode(pixel("I;16", 65535)), WHITE),
     "16-bit PNG, grey": (encode(pixel("I;16", 32896)), grey(128)),
-    "16-bit PNG, nearly black": (encode(pixel("I;16", 200)), grey(1)),
+    "8 bits in 16": (encode(pixel("I;16", 200)), grey(200)),
+    "10 bits in 16": (encode(pixel("I;16", 1023)), WHITE),
+    "12 bits in 16": (encode(pixel("I;16", 2048)), grey(128)),
+    "14 bits in 16": (encode(pixel("I;16", 8192), "TIFF"), grey(128)),
+    "12 bits in 16, RGB": (by_opencv(4095, 2048, 0), (255, 136, 0)),  # Pillow keeps 4 of them
     "16-bit TIFF": (encode(pixel("I;16", 32896), "TIFF"), grey(128)),
     "16-bit TIFF, big-endian": (encode(pixel("I;16B", 32896), "TIFF"), grey(128)),
     "16-bit PGM": (pnm(b"P5 4 4 65535\n", 32896), grey(128)),

@@ -16,8 +16,9 @@ from detectron2.utils.env import seed_all_rng
 
 from detco_d2.data.datasets import seeded_subset
 from detco_d2.data.synthetic import register_scenes
+from detco_d2.engine.output_dir import check_output_dir
 from detco_d2.engine.pretrain import PretrainTrainer
-from detco_d2.engine.transfer import TransferTrainer, build_mapper, evaluate
+from detco_d2.engine.transfer import TransferTrainer, build_mapper, evaluate, load_detector
 
 from ..conftest import NARROW, ROOT, SETTINGS, load_config, tiny_config
 
@@ -169,7 +170,18 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
     assert len(scores) > 10
     cfg = trainer.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    assert check_output_dir(cfg, resume=False, overwrite=False) is True  # the same run goes on
+    cfg.SOLVER.BASE_LR = 0.5
+    with pytest.raises(ValueError, match="holds a run of another config(.|\n)*SOLVER.BASE_LR"):
+        check_output_dir(cfg, resume=False, overwrite=False)
+    lines = (tmp_path / "metrics.json").read_text()  # the AP of a class without boxes is none
+    assert "NaN" not in lines and json.loads(lines.splitlines()[-1])["iteration"] == 1
+    with pytest.raises(ValueError, match="nothing to evaluate: set MODEL.WEIGHTS"):
+        load_detector(cfg, resume=False)
+    cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NUM_CLASSES = str(tmp_path / "model_final.pth"), 5
+    with pytest.raises(ValueError, match="lack 4 of the model's .* in another shape, such as"):
+        load_detector(cfg, resume=False)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
     for resume in (False, True):
         (tmp_path / "inference" / "coco_instances_results.json").unlink()
         results = evaluate(cfg, resume=resume)

@@ -6,6 +6,7 @@ import pytest
 
 from detco_d2.config import add_detco_config, load_config
 from detco_d2.config_checks import check_detco_config
+from detco_d2.engine.preflight import check_learns
 
 from ..conftest import ROOT
 
@@ -169,3 +170,31 @@ def test_the_jigsaw_must_fit_its_crop(local, patch):
 def test_values_at_the_edge_of_what_is_possible_pass(settings):
     cfg = checked(DETCO, *settings)
     assert cfg.VERSION == 2
+
+
+FREEZE = ["MODEL.BACKBONE.FREEZE_AT", 2]
+
+
+@pytest.mark.parametrize(
+    "settings, processes, message",
+    [
+        (["SOLVER.IMS_PER_BATCH", 1], 1, "MODEL.RESNETS.NORM.* at least 2"),
+        (["SOLVER.IMS_PER_BATCH", 4], 4, "at least 8"),
+        (["SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATION_STEPS", 4], 1, "or the steps fewer"),
+        (["SOLVER.IMS_PER_BATCH", 4, "MODEL.RESNETS.NORM", "SyncBN"], 4, ""),
+        (["SOLVER.IMS_PER_BATCH", 1, "MODEL.RESNETS.NORM", "SyncBN"], 1, "batch norm"),
+        (["SOLVER.IMS_PER_BATCH", 1, "MODEL.RESNETS.NORM", "GN"], 1, ""),
+        (FREEZE, 1, "FREEZE_AT is 2 and MODEL.WEIGHTS is empty"),
+        ([*FREEZE, "MODEL.WEIGHTS", "a.pth"], 1, ""),
+    ],
+)
+def test_what_cannot_learn_is_refused(caplog, settings, processes, message):
+    cfg = load_config(DETCO, settings)
+    if not message:
+        return check_learns(cfg, processes)
+    with pytest.raises(ValueError, match=message) as error:
+        check_learns(cfg, processes)
+    if "batch" in str(error.value):  # a detector goes on with it
+        cfg.SOLVER.ACCUMULATION_STEPS = 1
+        check_learns(cfg, cfg.SOLVER.IMS_PER_BATCH, refuse=False)
+        assert "batch norm" in caplog.text or "SyncBN" in settings

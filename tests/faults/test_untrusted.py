@@ -280,7 +280,18 @@ def test_code_in_a_setting_is_text(tmp_path):
             ValueError,
             "more than 50 _BASE_ files",
         ),
-        ({"a": "x: &a [1]\ny: [*a, *a]"}, ValueError, r"line 2: \*a is an alias"),
+        ({"a": f"x: &a [{'1, ' * 99}]\ny: [{'*a, ' * 99}]"}, ValueError, r"line 2: \*a is an al"),
+        ({"a": "x: &a [*a]"}, ValueError, r"line 1: \*a is an alias"),
+        (
+            {
+                "a": "a: &a {x: 1, y: 2}\n"
+                + "".join(
+                    f"{y}: &{y} {{x: *{x}, y: *{x}}}\n" for x, y in zip("abcdefghij", "bcdefghijk")
+                )
+            },
+            ValueError,
+            r"is an alias of too much",
+        ),
         ({"a": "SOLVER:\n  X: [1"}, ValueError, "a.yaml' is no plain YAML, line 2"),
         ({"a": ""}, ValueError, "holds a NoneType"),
         ({"a": "- 1"}, ValueError, "holds a list"),

@@ -69,14 +69,30 @@ def test_the_held_out_quarter_and_the_items_kept_follow_the_seed(tmp_path):
     assert [len(half.items) for half in halves[0]] == [15, 15]
 
 
-@pytest.mark.parametrize("second", ["val", "test", "other"])
-def test_the_test_half_is_found_or_named(tmp_path, second):
-    folder_of(tmp_path / "train", {"a": 3, "b": 2})
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        *[("train", "val"), ("train", "test"), ("train", "other"), ("Train", "VALID")],
+        *[("training", "validation"), ("TRAIN", "dev")],
+    ],
+)
+def test_the_test_half_is_found_or_named(tmp_path, first, second):
+    folder_of(tmp_path / first, {"a": 3, "b": 2})
     folder_of(tmp_path / second, {"b": 4})
-    names = (tmp_path / "train", tmp_path / second) if second == "other" else (tmp_path,)
+    names = (tmp_path / first, tmp_path / second) if second == "other" else (tmp_path,)
     train, test = load_halves(*map(str, names))
     assert train.labels.tolist() == [0, 0, 0, 1, 1]
     assert test.labels.tolist() == [1] * 4  # numbered as in the training half
+
+
+def test_a_half_is_no_class_but_a_class_may_be_called_train(tmp_path):
+    folder_of(tmp_path / "half" / "train", {"a": 6, "b": 6})
+    assert load_halves(str(tmp_path / "half"))[0].classes == ["a", "b"]
+    folder_of(tmp_path / "half" / "more", {"c": 1})
+    with pytest.raises(ValueError, match="has folders in train, which is the name of a half"):
+        load_halves(str(tmp_path / "half"))
+    folder_of(tmp_path / "vehicles", {"bus": 4, "train": 4})
+    assert load_halves(str(tmp_path / "vehicles"))[0].classes == ["bus", "train"]
 
 
 def test_a_class_that_training_has_not_is_refused(tmp_path):

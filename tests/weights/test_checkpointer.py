@@ -132,6 +132,15 @@ def test_a_detector_file_of_another_depth_does_not_leave_the_backbone_at_random(
         load_into(FPN, path, *R18)
 
 
+def test_a_deeper_detector_is_not_cut_to_the_depth_of_the_model(tmp_path):
+    model = build_model(load_config(FPN, *R18))
+    state = model.state_dict()
+    state["backbone.bottom_up.res4.2.conv1.weight"] = torch.zeros(1)
+    torch.save({"model": state}, tmp_path / "deep.pth")
+    with pytest.raises(ValueError, match="1 tensors of the weights' backbone have no place"):
+        load_into(FPN, str(tmp_path / "deep.pth"), *R18)
+
+
 def test_matching_by_name_can_be_asked_for_in_the_path_as_on_detectron2s_main(tmp_path):
     path = str(tmp_path / "any.pth")
     torch.save({"model": {"a": torch.zeros(1)}}, path)

@@ -1,14 +1,25 @@
 """What numpy and torch write is read, whatever writes it and whatever it is called."""
 
+import argparse
+import collections
+import datetime
+import enum
+import functools
+import io
+import pathlib
 import pickle
 import struct
+import tarfile
+import types
+import uuid
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 
-from detco_d2.weights.reading import read_weight_file, tensors_of
+from detco_d2.weights.reading import read_weight_file, split_choice, tensors_of
 
 ARRAYS = {
     "floats": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -75,9 +86,159 @@ def test_a_read_pickle_holds_no_more_than_its_arrays(tmp_path):
     assert array.maker is None and array.base is None
 
 
-@pytest.mark.parametrize("key", ["model", "state_dict", "model_state", None])
-def test_tensors_are_unwrapped_and_lose_the_prefix_that_all_have(key):
-    state = {"module.a": torch.ones(1), "module.b": np.ones(1), "module.c": "no tensor"}
-    found = tensors_of({key: state} if key else state)
-    assert list(found) == ["a", "b"]
-    assert list(tensors_of({**state, "d": torch.ones(1)})) == ["module.a", "module.b", "d"]
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    "content, names",
+    [
+        ({"module.a": ONE, "module.b": np.ones(1), "module.c": "no tensor"}, "a b"),
+        ({"state_dict": {"model": {"a": ONE}}, "acc": 1.5}, "a"),
+        ({"net": {"a": ONE}, "optimizer": {"state": {0: {"exp_avg": ONE}}}}, "a"),
+        ({"student": {"module.a": ONE}, "teacher": {"a": ONE}}, "student.a teacher.a"),
+        ({"model": {"a": ONE}, "ema": {"a": ONE}, "epoch": 3}, "ema.a a"),
+        ({"classy_state_dict": {"base_model": {"model": {"trunk": {"a": ONE}}}}}, "a"),
+        ({"m": {"x._orig_mod.module.y._fsdp_wrapped_module.module": ONE}}, "x.y.module"),
+        ({"module.a": ONE, "a": ONE}, "module.a a"),  # they would be one
+        ({"module": {"a": ONE}, "lr": [0.1]}, "a"),  # DeepSpeed
+    ],
+)
+def test_tensors_are_found_in_any_dict_without_what_wrappers_add(content, names):
+    assert list(tensors_of(content)) == names.split()
+
+
+def test_a_name_that_the_model_has_stays_and_a_dict_in_itself_ends(tmp_path):
+    content = {"module.a": ONE, "module.b": ONE}
+    content["again"] = content
+    assert list(tensors_of(content, kept={"module.b"})) == ["a", "module.b"]
+    assert split_choice("a.pth#x.y") == ("a.pth", "x.y") and split_choice("a.pth") == ("a.pth", "")
+    (tmp_path / "a#b").touch()
+    assert split_choice(str(tmp_path / "a#b")) == (str(tmp_path / "a#b"), "")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+    class Inner(dict):
+        pass
+
+
+class Settings(dict):
+    """Of a project that a reader has not: pickled with items and attributes."""
+
+
+def bookkeeping():
+    settings = Settings(lr=0.1, path=pathlib.Path("/data"))
+    settings.parent = settings
+    return {
+        "numpy": [
+            np.float64(1.5),
+            np.int64(3),
+            np.bool_(True),
+            np.array(["a"]),
+            np.datetime64(1, "D"),
+        ],
+        "time": [datetime.datetime(2024, 1, 1), datetime.timedelta(1), datetime.timezone.utc],
+        "containers": [{1, 2}, frozenset("a"), collections.Counter("ab"), collections.deque([1])],
+        "defaultdict": collections.defaultdict(list, {"a": [1]}),
+        "objects": [
+            settings,
+            Colour.RED,
+            types.SimpleNamespace(a=1),
+            uuid.UUID(int=3),
+            complex(1, 2),
+        ],
+        "keys": {Colour.RED: 1, pathlib.PurePosixPath("/a"): 2},
+        "code": [functools.partial(Settings, a=1), torch.optim.SGD, torch.float16, torch.Size([2])],
+        "args": argparse.Namespace(lr=0.1, device=torch.device("cpu")),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_what_is_kept_beside_the_tensors_is_passed_over(tmp_path, protocol, is_zip):
+    path = str(tmp_path / "a.pth")
+    content = {"model": {"a": torch.arange(6.0).view(2, 3).t()}, **bookkeeping()}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    found = read_weight_file(path)
+    assert torch.equal(found["model"]["a"], content["model"]["a"])
+    assert found["numpy"][:2] == [1.5, 3] and found["defaultdict"] == {"a": [1]}
+    assert vars(found["args"])["lr"] == 0.1 and type(found["objects"][0]) is not Settings
+    assert found["objects"][0].name.endswith("test_reading.Settings")
+
+
+def test_tensors_of_all_kinds_come_back_as_torch_saved_them(tmp_path):
+    base = torch.arange(12.0)
+    state = {
+        "view": base[3:9:2],
+        "shared": base,
+        "parameter": torch.nn.Parameter(base.half()),
+        "one": torch.tensor(7),
+        "none": torch.zeros(0, 3),
+        **{
+            str(kind): torch.ones(3).to(kind) for kind in (torch.bfloat16, torch.bool, torch.uint16)
+        },
+        "small": torch.ones(2).to(torch.float8_e4m3fn),
+    }
+    state["parameter"].note = "an attribute of its own"
+    for is_zip in (True, False):
+        torch.save(state, tmp_path / "a", _use_new_zipfile_serialization=is_zip)
+        found = read_weight_file(str(tmp_path / "a"))
+        for name, tensor in state.items():
+            assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+            assert torch.equal(found[name].float(), tensor.float()), name
+        assert found["view"].untyped_storage().data_ptr() == found["shared"].data_ptr()
+
+
+def test_a_whole_module_gives_its_tensors_and_is_not_built(tmp_path):
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 1, 1), torch.nn.Sequential(torch.nn.Linear(1, 1))
+    )
+    torch.save({"epoch": 3, "net": module}, tmp_path / "a.pth")
+    found = tensors_of(read_weight_file(str(tmp_path / "a.pth")))
+    assert found.keys() == module.state_dict().keys()
+
+
+def archive(kind):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") if kind == "zip" else tarfile.open(None, "w", buffer) as file:
+        file.writestr("a.pth", "x") if kind == "zip" else file.addfile(
+            tarfile.TarInfo("ckpt/a.pth")
+        )
+    return buffer.getvalue()
+
+
+def scripted():
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), buffer)
+    return buffer.getvalue()
+
+
+def saved():
+    buffer = io.BytesIO()
+    torch.save({"a": ONE}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (lambda: b"", "it is empty, .*download"),
+        (lambda: b"\n<!DOCTYPE html>\n<html>404", "it is a web page, .*the file itself"),
+        (lambda: b"<?xml version='1.0'?><Error/>", "it is a web page"),
+        (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs.*`git lfs pull`"),
+        (lambda: archive("tar"), "a tar or other archive.*unpack"),
+        (lambda: archive("zip"), "a zip archive of .'a.pth'.; unpack"),
+        (lambda: b"\x1f\x8b\x08" + bytes(20), "a tar or other archive"),
+        (scripted, "it is TorchScript.*state_dict"),
+        (lambda: b"\x89HDF\r\n\x1a\n", "Keras, ONNX or GGUF"),
+        (lambda: b"Invalid username or password.", "it is text .'Invalid username"),
+        (lambda: b'{"weight_map": {}}', "it is text"),
+        (lambda: saved()[:-30], "its end is missing"),
+    ],
+)
+def test_what_is_no_weight_file_is_called_by_its_name(tmp_path, content, words):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content())
+    with pytest.raises(ValueError, match=f"Refused the weight file .*{words}"):
+        read_weight_file(str(path))

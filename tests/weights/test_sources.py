@@ -77,7 +77,7 @@ FILES = {
 PAIRS = [
     ("module.encoder_q.", "module.encoder_k.", "encoder_q.", "encoder_k", "module.encoder_q.fc.0"),
     ("module.base_encoder.", "module.momentum_encoder.", "base_encoder.", "momentum_encoder"),
-    ("module.encoder_q.0.", "module.encoder_k.0.", "module.encoder_q.0.", "module", "queue"),
+    ("module.encoder_q.0.", "module.encoder_k.0.", "encoder_q.0.", "encoder_k", "queue"),
     ("backbone.", "encoder_k.0.", "backbone.", "encoder_k", "encoder_q.0.layer1.0.conv1"),
     ("backbone.", "key_backbone.", "backbone.", "key_backbone", "projection_head.layers.0"),
     ("student_backbone.", "backbone.", "student_backbone.", ""),
@@ -160,4 +160,51 @@ def test_a_sequential_of_other_layers_is_no_resnet(tmp_path):
     path = str(tmp_path / "other.pth")
     torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).state_dict(), path)
     with pytest.raises(ValueError, match="no backbone of a known layout"):
+        read_backbone(path)
+
+
+def encoder(value):
+    return {"layer1.0.conv1.weight": torch.full((64, 64, 1, 1), value)}
+
+
+@pytest.mark.parametrize("choice, value", [("#a", 1.0), ("#b.", 2.0), ("#.", 3.0), ("#t", 4.0)])
+def test_of_several_encoders_one_must_be_named_unless_they_are_one(tmp_path, choice, value):
+    path = str(tmp_path / "two.pth")
+    parts = {"a": encoder(1.0), "b": {"net": encoder(2.0)}, "teacher": encoder(4.0)}
+    torch.save({**encoder(3.0), **parts, "t": encoder(4.0)}, path)
+    with pytest.raises(ValueError, match="two.pth': the file has 5 encoders.*: #., #a, #b, #t"):
+        read_backbone(path)
+    (tensor,) = read_backbone(path + choice).tensors.values()
+    assert tensor.flatten()[0] == value
+    with pytest.raises(ValueError, match="say which"):
+        read_backbone(f"{path}#x")
+    torch.save({"a": encoder(1.0), "b": encoder(1.0)}, path)
+    assert read_backbone(path).source.endswith("behind 'a.'")
+
+
+@pytest.mark.parametrize(
+    "trained, copy",
+    [
+        ("student", "teacher"),
+        ("online_backbone", "target_backbone"),
+        ("model", "model_ema"),
+        ("net", "ema_state_dict"),
+        ("net", "shadow"),
+        ("student_backbone", "backbone"),
+        ("teacher", "epoch"),  # alone, it is what was meant
+        ("state_dict_ema", "epoch"),
+    ],
+)
+def test_the_trained_encoder_is_known_by_its_name(tmp_path, trained, copy):
+    path = str(tmp_path / "two.pth")
+    torch.save({copy: encoder(2.0) if copy != "epoch" else 3, trained: encoder(1.0)}, path)
+    (tensor,) = read_backbone(path).tensors.values()
+    assert tensor.flatten()[0] == 1.0
+
+
+def test_an_error_shows_the_keys_of_the_file_and_what_is_only_stood_in_for(tmp_path):
+    path = str(tmp_path / "a.pth")
+    torch.save({"epoch": 1, "lr": torch.optim.SGD, "w": torch.zeros(1)}, path)
+    said = r"first names: .'w'.*its keys are .'epoch', 'lr', 'w'., with objects of .'torch.optim"
+    with pytest.raises(ValueError, match=said):
         read_backbone(path)
