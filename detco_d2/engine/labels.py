@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..config_files import flatten
-from ..data.check import check_label_maps, check_labels
+from ..data.check import check_labels
 from ..data.datasets import prepare_datasets, use_classes
 from ..data.sizes import keep_sizes, recall_sizes
 from ..files import replacing
@@ -100,12 +100,12 @@ def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
     if key == "DATASETS.TEST" and metadata.get("evaluator_type") == "coco" and not is_labelled:
         logger.warning("%s has no labels: its boxes are written, and no AP", name)
         return classes
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        check_label_maps(images, name, key)
-        return classes
     model = cfg.MODEL
-    fields = {"segmentation": model.MASK_ON, "keypoints": model.KEYPOINT_ON}
-    check_labels(images, name, key, [field for field, is_on in fields.items() if is_on])
+    if model.META_ARCHITECTURE == "SemanticSegmentor":
+        check_labels(images, name, key, None)
+        return classes
+    fields = ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
+    check_labels(images, name, key, fields)
     boxes = [
         box for image in images for box in image.get("annotations", []) if not box.get("iscrowd")
     ]

@@ -1,5 +1,6 @@
 """The transfer trainer: fine-tune a detector from a pretrained backbone, and evaluate it."""
 
+import copy
 import json
 import logging
 import os
@@ -77,12 +78,14 @@ def build_evaluator(
         logger.warning("%s lacks boxes of some classes: COCO's AP, not VOC's", dataset_name)
     folder = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
     truth = f"{dataset_name} as evaluated"  # a name of its own: labels in files may be incomplete
-    MetadataCatalog.pop(truth, None)
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop(truth, None)
+    DatasetCatalog.register(truth, lambda: copy.deepcopy(images))  # Detectron2 moves keypoints
     known = {key: metadata.get(key) for key in _FOR_EVALUATOR if metadata.get(key)}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(coco_content(images, metadata), file, default=lambda value: value.tolist())
-        file.flush()
         MetadataCatalog.get(truth).set(json_file=file.name, **known)
+        json.dump(coco_content(truth), file, default=lambda value: value.tolist())
+        file.flush()
         fast = has_compiled_coco_evaluator()
         return COCOEvaluator(truth, output_dir=folder, use_fast_impl=fast)
 
