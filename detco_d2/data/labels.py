@@ -5,7 +5,6 @@
   of which less than half lies inside is refused. One without width or height is left out.
 """
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,6 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
 
 from .sizes import read_sizes
 
@@ -39,7 +37,8 @@ def naming(file: str | Path, entry: Any) -> Iterator[None]:
 
 
 def to_numbers(values: Iterable[Any], count: int) -> list[float]:
-    numbers = [value if isinstance(value, (int, float)) else float(value) for value in values]
+    """Floats, since Detectron2 resizes whole numbers to whole numbers."""
+    numbers = [float(value) for value in values]
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise ValueError(f"expected {count} numbers")
     return numbers
@@ -59,10 +58,11 @@ def to_xywh(label: dict[str, Any]) -> list[float]:
     return BoxMode.convert(list(map(float, label["bbox"])), label["bbox_mode"], BoxMode.XYWH_ABS)
 
 
-def complete(images: Dicts, source: str, counts: Counter | None = None) -> None:
+def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[str, str]:
     """Add ids and sizes that are missing and apply the rules for boxes, in place.
 
-    What was changed is said in one line, with `counts` of what was changed before.
+    Returns:
+        metadata: `changes` says in one line what was changed, here and before, as `counts` has it.
 
     Raises:
         ValueError: a box that is not inside of its image, or boxes that are shares of it.
@@ -100,9 +100,7 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> None:
         image["annotations"] = kept
     if 0 < furthest <= 1:
         raise ValueError(f"{source!r} has no box beyond 1: these are shares, where pixels belong.")
-    if counts:
-        text = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-        log_first_n(logging.INFO, f"{source}: {text}", key="message", name=__name__)
+    return {"changes": ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))}
 
 
 def coco_content(name: str) -> dict[str, Any]:

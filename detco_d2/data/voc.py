@@ -81,8 +81,7 @@ def read_voc(root: str, split: str) -> Labels:
         boxes = [_read_object(labels[stem], item, classes) for item in tree.iterfind("object")]
         record = {"file_name": str(images[stem]), "height": height, "width": width}
         dicts.append({**record, "annotations": boxes})
-    complete(dicts, f"{root}:{split}")
-    return dicts, {"thing_classes": classes}
+    return dicts, {"thing_classes": classes} | complete(dicts, f"{root}:{split}")
 
 
 def _read_object(file: Path, item: ElementTree.Element, classes: list[str]) -> dict[str, Any]:

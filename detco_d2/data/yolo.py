@@ -52,8 +52,7 @@ def read_yolo(file: str, split: str) -> Labels:
         ]
         record = {"file_name": image, "height": height, "width": width}
         images.append({**record, "annotations": boxes})
-    complete(images, f"{file}:{split}")
-    return images, {"thing_classes": classes}
+    return images, {"thing_classes": classes} | complete(images, f"{file}:{split}")
 
 
 def _find_images(beside: Path, path: str, places: Any) -> list[str]:
