@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 from PIL import Image
 
-from detco_d2.data.labels import as_rle, mask_util, to_xywh
+from detco_d2.data.labels import to_xywh
 from detco_d2.engine.transfer import build_evaluator
 
 from .conftest import load_config
@@ -107,7 +107,7 @@ def score(name: str, output: Path, shift: float = 0, masks: bool = False) -> dic
         seen.pred_classes = torch.tensor([label["category_id"] for label in labels])
         seen.scores = torch.tensor(rng.uniform(0.5, 1, len(boxes)))
         if masks:
-            found = [mask_util.decode(as_rle(x["segmentation"], image)) for x in labels]
-            seen.pred_masks = BitMasks(torch.tensor(np.array(found)).bool()).tensor
+            polygons = [label["segmentation"] for label in labels]
+            seen.pred_masks = BitMasks.from_polygon_masks(polygons, *seen.image_size).tensor
         evaluator.process([image], [{"instances": seen}])
     return evaluator.evaluate()

@@ -121,7 +121,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(benc
     "arguments, message",
     [
         (["--init", "detco=/no/such.pth"], "No weight file at '/no/such.pth'"),
-        (["--voc", "/no/such"], "not in VOC's layout"),
+        (["--voc", "/no/such"], "neither a registered data set nor"),
         (["--shard", "2/2"], "0 <= i < n"),
         (["--shard", "1"], "0 <= i < n"),
         (["--suite", "papper"], "no files, and no suite"),

@@ -88,22 +88,35 @@ def check_datasets(names: Sequence[str], key: str) -> None:
 
 
 def check_labels(
-    images: Sequence[dict[str, Any]], name: str, key: str, fields: Sequence[str] = ()
+    images: Sequence[dict[str, Any]], name: str, key: str, fields: Sequence[str] | None
 ) -> None:
     """Refuse labelled images that would fail, or count wrongly, in training or evaluation.
 
     Args:
         images: Detectron2's dicts of the data set `name`, which the config key `key` names.
-        fields: what each box must have besides: "segmentation", "keypoints".
+        fields: what each box must have besides: "segmentation", "keypoints". None: no boxes.
 
     Raises:
-        ValueError: an image that is missing, cut, or of another size than its labels say; two of
-            one id; a box without a field; no box at all.
+        ValueError: an image or label map that is missing, cut, or of another size than the labels
+            say; two images of one id; a box without a field; no box at all.
     """
-    source = f"{key} names {name!r}{_of_file(name)}"
+    file = MetadataCatalog.get(name).get("json_file")
+    source = f"{key} names {name!r}" + (f" (of {file!r})" if file else "")
+    for field in ("file_name", "sem_seg_file_name"):
+        having = [image for image in images if field in image]
+        for image, size in zip(having, read_sizes([image[field] for image in having])):
+            said = image.get("width", 0), image.get("height", 0)
+            if isinstance(size, str):
+                raise ValueError(f"{source}: the image {image[field]!r} cannot be read: {size}")
+            if all(size) and all(said) and size != said:
+                turned = " They are exchanged, as a turn in the EXIF data does."
+                raise ValueError(
+                    f"{source}: {image[field]!r} has {size[0]} x {size[1]} pixels upright, and in "
+                    f"the labels {said[0]} x {said[1]}.{turned if size == said[::-1] else ''} "
+                    "Correct the labels, or take the image that they are of."
+                )
     ids: dict[Any, str] = {}
     found = 0
-    _check_sizes(images, source, [(x.get("width", 0), x.get("height", 0)) for x in images])
     for image in images:
         file = image["file_name"]
         if (other := ids.setdefault(image.get("image_id", file), file)) != file:
@@ -112,48 +125,12 @@ def check_labels(
             if box.get("iscrowd", 0):
                 continue
             found += 1
-            if lacking := [field for field in fields if not box.get(field)]:
+            if lacking := [field for field in fields or () if not box.get(field)]:
                 raise ValueError(
                     f"{source}: the box {box['bbox']} of {file!r} has no {' and no '.join(lacking)}"
                     ", which this model learns. Add it, or take a config of boxes alone."
                 )
-    if not found:
+    if fields is not None and not found:
         raise ValueError(
             f"{source}, {len(images)} images without a box that counts; give labelled data."
         )
-
-
-def check_label_maps(images: Sequence[dict[str, Any]], name: str, key: str) -> None:
-    """Refuse images of a segmentation that are missing, or have no label map of their size.
-
-    Raises:
-        ValueError: names the file.
-    """
-    source = f"{key} names {name!r}"
-    maps = [image.get("sem_seg_file_name", "") for image in images]
-    sizes = read_sizes(maps)
-    for file, size in zip(maps, sizes):
-        if isinstance(size, str):
-            raise ValueError(f"{source}: the label map {file!r} cannot be read: {size}")
-    _check_sizes(images, source, sizes)
-
-
-def _check_sizes(images: Sequence[dict[str, Any]], source: str, expected: Sequence[Any]) -> None:
-    """Compare the upright size of each image with the width and height that belong to it."""
-    sizes = read_sizes([image["file_name"] for image in images])
-    for image, size, said in zip(images, sizes, expected):
-        file = image["file_name"]
-        if isinstance(size, str):
-            raise ValueError(f"{source}: the image {file!r} cannot be read: {size}")
-        if all(size) and all(said) and size != tuple(said):
-            turned = " They are exchanged, as a turn in the EXIF data does."
-            hint = turned if size == tuple(said)[::-1] else ""
-            raise ValueError(
-                f"{source}: {file!r} has {size[0]} x {size[1]} pixels upright, and in the labels "
-                f"{said[0]} x {said[1]}.{hint} Correct the labels, or take the image they are of."
-            )
-
-
-def _of_file(name: str) -> str:
-    file = MetadataCatalog.get(name).get("json_file")
-    return f" (of {file!r})" if file else ""

@@ -65,8 +65,8 @@ def read_coco(file: str, root: str = "") -> Labels:
                 counts["boxes of images that are not in the file left out"] += 1
     dicts = [images[key] for key in sorted(images)]
     _find_images(dicts, file, root)
-    complete(dicts, file, counts)
-    return dicts, {"thing_classes": classes, "thing_dataset_id_to_contiguous_id": numbers}
+    metadata = {"thing_classes": classes, "thing_dataset_id_to_contiguous_id": numbers}
+    return dicts, metadata | complete(dicts, file, counts)
 
 
 def _find_images(images: Dicts, file: str, root: str) -> None:
@@ -101,7 +101,8 @@ def _read_label(found: dict[str, Any], numbers: dict[Any, int], counts: Counter)
             mask["counts"] = mask["counts"].decode()
     elif mask:
         polygons = mask if isinstance(mask[0], list) else [mask]
-        mask = [points for points in polygons if len(points) % 2 == 0 and len(points) >= 6]
+        usable = (points for points in polygons if len(points) % 2 == 0 and len(points) >= 6)
+        mask = [to_numbers(points, len(points)) for points in usable]
         if not mask:
             counts["masks without a polygon of three points left out"] += 1
     if mask:

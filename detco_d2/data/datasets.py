@@ -171,12 +171,7 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
 
 
 def register_voc_folder(root: str, split: str) -> str:
-    """Register a split of a folder in VOC's layout; returns its name.
-
-    Raises:
-        FileNotFoundError: see :func:`find_split`.
-    """
-    find_split(root, split)
+    """Register a split of a folder in VOC's layout; returns its name."""
     register_by_name([f"{root}:{split}"])
     return f"{root}:{split}"
 

@@ -106,15 +106,8 @@ def decode_image(
                 image.draft(image.mode, (width // factor, height // factor))
             image.load()
             return _upright(_to_rgb(image, is_deep), image)
-    except UnreadableImage:
-        raise
-    except Image.DecompressionBombError as error:
-        reason = f"more pixels than INPUT.DETCO.MAX_PIXELS ({max_pixels}): {error}"
-        raise UnreadableImage(reason) from error
-    except UnidentifiedImageError as error:  # its text holds an address in memory
-        raise UnreadableImage(f"no image, or none of {', '.join(FORMATS)}") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise _explain(error, max_pixels) from error
 
 
 def upright_size(file: BinaryIO) -> tuple[int, int]:
@@ -133,13 +126,21 @@ def upright_size(file: BinaryIO) -> tuple[int, int]:
         file.seek(-min(8, file.seek(0, os.SEEK_END)), os.SEEK_END)
         if not file.read().endswith(_ENDS):
             _check_whole(image.format, file)
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(f"no image, or none of {', '.join(FORMATS)}") from error
-    except UnreadableImage:
-        raise
     except Exception as error:  # as above
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise _explain(error, MAX_PIXELS) from error
     return image.size[::-1] if turned else image.size
+
+
+def _explain(error: Exception, max_pixels: int) -> UnreadableImage:
+    if isinstance(error, UnreadableImage):
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"more pixels than INPUT.DETCO.MAX_PIXELS ({max_pixels}): {error}"
+    elif isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
+        reason = f"no image, or none of {', '.join(FORMATS)}"
+    else:
+        reason = f"{type(error).__name__}: {error}"
+    return UnreadableImage(reason)
 
 
 @contextlib.contextmanager

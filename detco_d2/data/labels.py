@@ -5,7 +5,6 @@
   of which less than half lies inside is refused. One without width or height is left out.
 """
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_util
-from detectron2.data import Metadata
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
 
 from .sizes import read_sizes
 
@@ -39,7 +37,8 @@ def naming(file: str | Path, entry: Any) -> Iterator[None]:
 
 
 def to_numbers(values: Iterable[Any], count: int) -> list[float]:
-    numbers = [value if isinstance(value, (int, float)) else float(value) for value in values]
+    """Floats, since Detectron2 resizes whole numbers to whole numbers."""
+    numbers = [float(value) for value in values]
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise ValueError(f"expected {count} numbers")
     return numbers
@@ -59,19 +58,24 @@ def to_xywh(label: dict[str, Any]) -> list[float]:
     return BoxMode.convert(list(map(float, label["bbox"])), label["bbox_mode"], BoxMode.XYWH_ABS)
 
 
-def complete(images: Dicts, source: str, counts: Counter) -> None:
-    """Add sizes that are missing and apply the rules for boxes, in place; say so in one line.
+def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[str, str]:
+    """Add ids and sizes that are missing and apply the rules for boxes, in place.
+
+    Returns:
+        metadata: `changes` says in one line what was changed, here and before, as `counts` has it.
 
     Raises:
         ValueError: a box that is not inside of its image, or boxes that are shares of it.
     """
+    counts = Counter() if counts is None else counts
     unsized = [image for image in images if not (image["width"] and image["height"])]
     for image, size in zip(unsized, read_sizes([image["file_name"] for image in unsized])):
         if isinstance(size, tuple):  # otherwise training will refuse it
             image["width"], image["height"] = size
             counts["sizes of images taken from their files"] += 1
     furthest = 0.0
-    for image in images:
+    for number, image in enumerate(images, 1):
+        image.setdefault("image_id", number)
         if "annotations" not in image:
             continue
         kept = []
@@ -96,54 +100,19 @@ def complete(images: Dicts, source: str, counts: Counter) -> None:
         image["annotations"] = kept
     if 0 < furthest <= 1:
         raise ValueError(f"{source!r} has no box beyond 1: these are shares, where pixels belong.")
-    if counts:
-        text = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-        log_first_n(logging.INFO, f"{source}: {text}", key="message", name=__name__)
+    return {"changes": ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))}
 
 
-def number_images(images: Dicts, source: str, classes: Iterable[str]) -> Labels:
-    """Complete dicts of a format without ids: they are numbered from 1."""
-    for i, image in enumerate(images):
-        image["image_id"] = i + 1
-    complete(images, source, Counter())
-    return images, {"thing_classes": list(classes)}
+def coco_content(name: str) -> dict[str, Any]:
+    """What a COCO file of a data set holds: annotations with ids from 1, areas and `iscrowd`.
 
-
-def coco_content(images: Dicts, metadata: Metadata) -> dict[str, Any]:
-    """What a COCO file of these images holds: annotations with ids from 1, areas and `iscrowd`.
-
-    An area that is not given is that of the mask, or else of the box.
+    Boxes and areas are as they were read, which Detectron2 rounds. An area that was not given is
+    that of the mask, or else of the box.
     """
-    numbers = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    ids = {number: key for key, number in numbers.items()}
-    names, kept = enumerate(metadata.thing_classes), ("file_name", "height", "width")
-    content: dict[str, Any] = {
-        "info": {},
-        "images": [{"id": x["image_id"], **{k: x[k] for k in kept if k in x}} for x in images],
-        "categories": [{"id": ids.get(i, i), "name": name} for i, name in names],
-    }
-    if not any("annotations" in image for image in images):
-        return content  # images of a test whose labels others keep
-    labels: Dicts = []
-    for image in images:
-        for found in image.get("annotations", []):
-            category, mask = found["category_id"], found.get("segmentation")
-            label = {"id": len(labels) + 1, "image_id": image["image_id"], "bbox": to_xywh(found)}
-            label["category_id"] = ids.get(category, category)
-            label["iscrowd"] = int(found.get("iscrowd", 0))
-            label["area"] = found.get("area", label["bbox"][2] * label["bbox"][3])
-            if mask:
-                label["segmentation"] = mask
-                if "area" not in found:
-                    label["area"] = int(mask_util.area(as_rle(mask, image)))
-            if points := found.get("keypoints"):
-                label["keypoints"] = [v - 0.5 * (i % 3 != 2) for i, v in enumerate(points)]
-                label["num_keypoints"] = sum(v > 0 for v in points[2::3])
-            labels.append(label)
-    return {**content, "annotations": labels}
-
-
-def as_rle(mask: Any, image: dict[str, Any]) -> Any:
-    if isinstance(mask, list):
-        return mask_util.merge(mask_util.frPyObjects(mask, image["height"], image["width"]))
-    return mask
+    content = convert_to_coco_dict(name)
+    found = (label for image in DatasetCatalog.get(name) for label in image.get("annotations", []))
+    for written, label in zip(content.get("annotations", []), found):
+        written["bbox"] = to_xywh(label)
+        if "area" in label or "segmentation" not in label:
+            written["area"] = label.get("area", written["bbox"][2] * written["bbox"][3])
+    return content

@@ -1,7 +1,6 @@
 """The sizes of a data set's images, from their headers, which a run keeps for its next start."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,6 @@ _LONG = 10000  # files that take long enough for one
 _THREADS = 16
 
 _known: dict[int, tuple[int, int]] = {}  # by path, length and time of change
-
-logger = logging.getLogger(__name__)
 
 
 def read_sizes(files: Sequence[str]) -> list[tuple[int, int] | str]:
@@ -70,9 +67,6 @@ def recall_sizes(folder: str) -> None:
 def keep_sizes(folder: str) -> None:
     """Write the sizes that are known into a folder, for the next start."""
     rows = np.array([(key, *size) for key, size in _known.items()], np.uint64).reshape(-1, 3)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with replacing(Path(folder, _FILE)) as part, open(part, "wb") as file:
-            np.save(file, rows)
-    except OSError as error:
-        logger.warning("Cannot keep the sizes of images in %s: %s", folder, error)
+    os.makedirs(folder, exist_ok=True)
+    with replacing(Path(folder, _FILE)) as part, open(part, "wb") as file:
+        np.save(file, rows)

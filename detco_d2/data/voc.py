@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from .folders import is_hidden, list_images
-from .labels import Dicts, Labels, naming, number_images, to_numbers
+from .labels import Dicts, Labels, complete, naming, to_numbers
 from .sizes import with_progress
 
 
@@ -81,7 +81,7 @@ def read_voc(root: str, split: str) -> Labels:
         boxes = [_read_object(labels[stem], item, classes) for item in tree.iterfind("object")]
         record = {"file_name": str(images[stem]), "height": height, "width": width}
         dicts.append({**record, "annotations": boxes})
-    return number_images(dicts, f"{root}:{split}", classes)
+    return dicts, {"thing_classes": classes} | complete(dicts, f"{root}:{split}")
 
 
 def _read_object(file: Path, item: ElementTree.Element, classes: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import yaml
 from detectron2.structures import BoxMode
 
 from .folders import list_images
-from .labels import Labels, box_around, naming, number_images, to_numbers
+from .labels import Labels, box_around, complete, naming, to_numbers
 from .sizes import read_sizes, with_progress
 from .voc import read_lines
 
@@ -52,7 +52,7 @@ def read_yolo(file: str, split: str) -> Labels:
         ]
         record = {"file_name": image, "height": height, "width": width}
         images.append({**record, "annotations": boxes})
-    return number_images(images, f"{file}:{split}", classes)
+    return images, {"thing_classes": classes} | complete(images, f"{file}:{split}")
 
 
 def _find_images(beside: Path, path: str, places: Any) -> list[str]:

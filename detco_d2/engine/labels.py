@@ -1,23 +1,39 @@
-"""What the labelled data of a fine-tuning must be, and what the config takes from them."""
+"""Labelled data of a fine-tuning: what they must be, what the config takes from them, their AP."""
 
+import copy
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.utils import comm
 
+from ..compat import has_compiled_coco_evaluator, mend_cityscapesscripts
 from ..config_files import flatten
-from ..data.check import check_label_maps, check_labels
-from ..data.datasets import prepare_datasets, use_classes
+from ..data.check import check_labels
+from ..data.datasets import prepare_datasets, register_by_name, use_classes
+from ..data.labels import coco_content
 from ..data.sizes import keep_sizes, recall_sizes
 from ..files import replacing
 
-EVALUATORS = ("coco", "pascal_voc", "cityscapes_instance", "cityscapes_sem_seg")
+_EVALUATORS = {
+    "coco": COCOEvaluator,
+    "pascal_voc": PascalVOCDetectionEvaluator,
+    "cityscapes_instance": CityscapesInstanceEvaluator,
+    "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+}
 _CLASSES = "classes.json"  # beside the checkpoints: the names, in the order of the model's numbers
 
 logger = logging.getLogger(__name__)
@@ -30,13 +46,49 @@ def evaluator_kind(name: str) -> str:
         ValueError: none, or one that is not known here.
     """
     kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
-    if kind not in EVALUATORS:
+    if kind not in _EVALUATORS:
         raise ValueError(
             f"DATASETS.TEST names {name!r}, whose metadata evaluator_type is {kind!r}; known are "
-            f"{list(EVALUATORS)}. A folder of images has no labels; otherwise set the type with "
+            f"{list(_EVALUATORS)}. A folder of images has no labels; otherwise set the type with "
             f"MetadataCatalog.get({name!r})."
         )
     return kind
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluator:
+    """COCO's evaluator, but for data sets whose metadata asks for PASCAL VOC's or Cityscapes'.
+
+    PASCAL VOC's counts a class without boxes as 0, so COCO's takes its place where there is one.
+
+    Raises:
+        ValueError: a data set without an evaluator, see :func:`evaluator_kind`.
+    """
+    kind = evaluator_kind(dataset_name)
+    if kind.startswith("cityscapes"):
+        mend_cityscapesscripts()
+        return _EVALUATORS[kind](dataset_name)
+    register_by_name([dataset_name])
+    images, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
+    if kind == "pascal_voc":
+        found = {label["category_id"] for image in images for label in image["annotations"]}
+        if len(found) == len(metadata.thing_classes):
+            return PascalVOCDetectionEvaluator(dataset_name)
+        logger.warning("%s lacks boxes of some classes: COCO's AP, not VOC's", dataset_name)
+    truth = f"{dataset_name} as evaluated"  # a name of its own: labels in files may be incomplete
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop(truth, None)
+    DatasetCatalog.register(truth, lambda: copy.deepcopy(images))  # Detectron2 moves keypoints
+    keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
+    known = {key: metadata.get(key) for key in keys if metadata.get(key)}
+    folder = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        MetadataCatalog.get(truth).set(json_file=file.name, **known)
+        json.dump(coco_content(truth), file, default=lambda value: value.tolist())
+        file.flush()
+        fast = has_compiled_coco_evaluator()
+        return COCOEvaluator(truth, output_dir=folder, use_fast_impl=fast)
 
 
 def read_classes(folder: str) -> list[str]:
@@ -51,6 +103,16 @@ def write_classes(cfg: CfgNode) -> None:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         with replacing(os.path.join(cfg.OUTPUT_DIR, _CLASSES)) as file:
             file.write_text(json.dumps(list(classes)))
+
+
+def with_data(cfg: CfgNode, detector: str | None = None) -> CfgNode:
+    """A copy of the config with what follows from its data; see :func:`follow_data`."""
+    pairs = follow_data(cfg, detector)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(pairs)
+    cfg.freeze()
+    return cfg
 
 
 def follow_data(
@@ -96,16 +158,18 @@ def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
     images = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
     classes = list(metadata.get("thing_classes", []))
+    if changes := metadata.get("changes"):
+        logger.info("%s: %s", name, changes)
     is_labelled = any("annotations" in image for image in images)
     if key == "DATASETS.TEST" and metadata.get("evaluator_type") == "coco" and not is_labelled:
         logger.warning("%s has no labels: its boxes are written, and no AP", name)
         return classes
-    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-        check_label_maps(images, name, key)
-        return classes
     model = cfg.MODEL
-    fields = {"segmentation": model.MASK_ON, "keypoints": model.KEYPOINT_ON}
-    check_labels(images, name, key, [field for field, is_on in fields.items() if is_on])
+    if model.META_ARCHITECTURE == "SemanticSegmentor":
+        check_labels(images, name, key, None)
+        return classes
+    fields = ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
+    check_labels(images, name, key, fields)
     boxes = [
         box for image in images for box in image.get("annotations", []) if not box.get("iscrowd")
     ]
@@ -122,17 +186,18 @@ def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
 
 def _count_classes(cfg: CfgNode, names: Sequence[str], given: Collection[str] | None) -> list[Any]:
     """KEY VALUE pairs of the numbers of classes that differ from the config."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    roles = {"SemanticSegmentor": ["stuff"], "PanopticFPN": ["stuff", "thing"]}
+    is_map = cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor"
+    role = "stuff_classes" if is_map else "thing_classes"
+    count = max([len(MetadataCatalog.get(name).get(role, [])) for name in names], default=0)
     plain = dict(flatten(get_cfg()))
+    keys: list[str] = []
     pairs: list[Any] = []
     for key, value in flatten(cfg):
-        role = "stuff" if "SEM_SEG" in key else "thing"
-        if not (key.startswith("MODEL.") and key.endswith(".NUM_CLASSES")):
+        is_number = key.startswith("MODEL.") and key.endswith(".NUM_CLASSES")
+        if not is_number or ("SEM_SEG" in key) != is_map:
             continue
-        counts = [len(MetadataCatalog.get(name).get(f"{role}_classes", [])) for name in names]
-        count = max(counts, default=0)
-        if role not in roles.get(architecture, ["thing"]) or count in (0, value):
+        keys.append(key)
+        if count in (0, value):
             continue
         if key in given if given is not None else value != plain.get(key):
             raise ValueError(
@@ -140,6 +205,5 @@ def _count_classes(cfg: CfgNode, names: Sequence[str], given: Collection[str] | 
                 f"{count}, or leave it out. A detector in MODEL.WEIGHTS must have as many."
             )
         pairs += [key, count]
-    if pairs:
-        logger.info("Classes of %s: %s", names[0], dict(zip(pairs[::2], pairs[1::2])))
+    logger.info("%d classes, as %s has: %s", count, ", ".join(names), ", ".join(keys))
     return pairs

@@ -171,7 +171,7 @@ def test_label_maps_of_a_segmentation_are_as_large_as_their_images(standard_data
     write_image(tmp_path / "small.png")
     shutil.copy(tmp_path / "small.png", file)
     try:
-        with pytest.raises(ValueError, match="pixels upright, and in the labels 96 x 80"):
+        with pytest.raises(ValueError, match="96 x 80 pixels upright, and in the labels 240 x 120"):
             follow_data(cfg)
     finally:
         shutil.copy(tmp_path / "kept.png", file)

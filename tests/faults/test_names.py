@@ -114,19 +114,17 @@ def test_a_root_without_images_says_what_was_looked_for(tmp_path):
 
 
 def test_what_systems_keep_beside_photographs_is_left_out_and_counted(tmp_path, caplog):
-    write(tmp_path / ".photos" / "a.png")  # the root itself may be hidden
-    for name in (
-        *("b.JFIF", "c.jpe", "._b.jfif", ".hidden/d.png", "__MACOSX/e.png", "@eaDir/b/f.jpg"),
-        *("$RECYCLE.BIN/g.png", "lost+found/h.png", "Thumbs.db", "#recycle/i.png", "@home/j.png"),
-        *("k.heic", "l.heic", "m.txt", "README"),
-    ):
-        file = tmp_path / ".photos" / name
+    taken = ["@home/j.png", "a.png", "b.JFIF", "c.jpe"]
+    hidden = ["._b.jfif", ".hidden/d.png", "__MACOSX/e.png", "@eaDir/b/f.jpg", "lost+found/h.png"]
+    hidden += ["$RECYCLE.BIN/g.png", "Thumbs.db", "#recycle/i.png"]
+    for name in [*taken, *hidden, "k.heic", "l.heic", "m.txt", "README"]:
+        file = tmp_path / ".photos" / name  # the root itself may be hidden
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     with caplog.at_level("INFO", "detco_d2"):
         found = list_images(str(tmp_path / ".photos"))
     names = [os.path.relpath(d["file_name"], tmp_path / ".photos") for d in found]
-    assert names == ["@home/j.png", "a.png", "b.JFIF", "c.jpe"]
+    assert names == taken
     said = "6 files are left out: 2 hidden or of the system, 2 .heic, 1 .txt, 1 without an ending"
     assert sorted(said.split(": ")[1].split(", ")) == sorted(
         caplog.text.strip().rsplit(": ")[-1].split(", ")
