@@ -43,6 +43,13 @@ OF_DETECTRON2 = "ResNet under the names of Detectron2"
 MOMENTUM = "; its momentum copy ({}.*) is left"
 FILES = {
     OF_TORCHVISION: lambda s: {**s, **linear("fc")},
+    # OpenSelfSup, DenseCL, MMSelfSup: the trained one under two names
+    f"{OF_TORCHVISION}, behind 'backbone.'{MOMENTUM.format('encoder_k')}": lambda s: {
+        "meta": {"epoch": 200},
+        "state_dict": under("backbone.", s)
+        | under("encoder_q.0.", s)
+        | under("encoder_k.0.", s, 1),
+    },
     f"{OF_TORCHVISION}; written by 'DenseCL'": lambda s: {"state_dict": s, "author": "DenseCL"},
     f"{OF_DETECTRON2}; written by 'OpenSelfSup'": lambda s: {
         "model": detectron2(s) | linear("stem.fc.0", "stem.fc.2"),
@@ -78,7 +85,6 @@ PAIRS = [
     ("module.encoder_q.", "module.encoder_k.", "encoder_q.", "encoder_k", "module.encoder_q.fc.0"),
     ("module.base_encoder.", "module.momentum_encoder.", "base_encoder.", "momentum_encoder"),
     ("module.encoder_q.0.", "module.encoder_k.0.", "encoder_q.0.", "encoder_k", "queue"),
-    ("backbone.", "encoder_k.0.", "backbone.", "encoder_k", "encoder_q.0.layer1.0.conv1"),
     ("backbone.", "key_backbone.", "backbone.", "key_backbone", "projection_head.layers.0"),
     ("student_backbone.", "backbone.", "student_backbone.", ""),
     ("backbone.", "momentum_backbone.", "backbone.", "momentum_backbone", "classifier"),
