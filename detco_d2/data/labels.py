@@ -68,7 +68,7 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[
         ValueError: a box that is not inside of its image, or boxes that are shares of it.
     """
     counts = Counter() if counts is None else counts
-    unsized = [image for image in images if not (image["width"] and image["height"])]
+    unsized = [image for image in images if not (image.get("width") and image.get("height"))]
     for image, size in zip(unsized, read_sizes([image["file_name"] for image in unsized])):
         if isinstance(size, tuple):  # otherwise training will refuse it
             image["width"], image["height"] = size
@@ -85,7 +85,7 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[
             if w <= 0 or h <= 0:
                 counts["boxes without width or height left out"] += 1
                 continue
-            width, height = image["width"], image["height"]
+            width, height = image.get("width"), image.get("height")
             if width and max(-x, -y, x + w - width, y + h - height) > 1:
                 x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
                 if max(x1 - x0, 0) * max(y1 - y0, 0) < w * h / 2:
@@ -95,6 +95,8 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[
                         "pixels. Correct the box, or the size that the labels give."
                     )
                 label.update(bbox=[x0, y0, x1, y1], bbox_mode=BoxMode.XYXY_ABS)
+                if "segmentation" not in label:
+                    label.pop("area", None)
                 counts["boxes cut at the edge of their image"] += 1
             kept.append(label)
         image["annotations"] = kept

@@ -24,7 +24,7 @@ from ..compat import has_compiled_coco_evaluator, mend_cityscapesscripts
 from ..config_files import flatten
 from ..data.check import check_labels
 from ..data.datasets import prepare_datasets, register_by_name, use_classes
-from ..data.labels import coco_content
+from ..data.labels import coco_content, complete
 from ..data.sizes import keep_sizes, recall_sizes
 from ..files import replacing
 
@@ -76,10 +76,12 @@ def build_evaluator(
         if len(found) == len(metadata.thing_classes):
             return PascalVOCDetectionEvaluator(dataset_name)
         logger.warning("%s lacks boxes of some classes: COCO's AP, not VOC's", dataset_name)
+    images = copy.deepcopy(images)  # Detectron2 moves keypoints
+    complete(images, dataset_name)
     truth = f"{dataset_name} as evaluated"  # a name of its own: labels in files may be incomplete
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(truth, None)
-    DatasetCatalog.register(truth, lambda: copy.deepcopy(images))  # Detectron2 moves keypoints
+    DatasetCatalog.register(truth, lambda: images)
     keys = ("thing_classes", "thing_dataset_id_to_contiguous_id")
     known = {key: metadata.get(key) for key in keys if metadata.get(key)}
     folder = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
@@ -170,6 +172,8 @@ def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
         return classes
     fields = ["segmentation"] * model.MASK_ON + ["keypoints"] * model.KEYPOINT_ON
     check_labels(images, name, key, fields)
+    if metadata.get("evaluator_type", "coco") == "coco":
+        complete(images, name)  # nobody did, of data registered in Python
     boxes = [
         box for image in images for box in image.get("annotations", []) if not box.get("iscrowd")
     ]

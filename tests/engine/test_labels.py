@@ -147,6 +147,20 @@ def test_images_of_one_id_are_refused_wherever_they_are_from(tmp_path, coco):
         follow_data(config(tmp_path, (name,), ()))
 
 
+def test_boxes_of_data_registered_in_python_are_checked_and_completed_too(tmp_path, coco):
+    images = read(*coco())
+    name = f"boxes of {tmp_path}"
+    DatasetCatalog.register(name, lambda: images)
+    MetadataCatalog.get(name).thing_classes = list(CLASSES)
+    for image in images:
+        image.pop("width")
+    follow_data(config(tmp_path, (name,), (name,)))
+    assert build_evaluator(config(tmp_path, (), (name,)), name)._coco_api.imgs[1]["width"] == 96
+    images[2]["annotations"][0]["bbox"] = [90, 70, 90, 70]
+    with pytest.raises(ValueError, match=f"{name}.: less than half of the box"):
+        follow_data(config(tmp_path, (name,), ()))
+
+
 def test_a_folder_of_images_neither_trains_nor_tests_a_detector(tmp_path, coco):
     folder = (os.path.dirname(coco()[0]),)
     for train, test in ((folder, coco()), (coco(), folder)):
