@@ -85,7 +85,7 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[
             if w <= 0 or h <= 0:
                 counts["boxes without width or height left out"] += 1
                 continue
-            width, height = image.get("width"), image.get("height")
+            width, height = image.get("width", 0), image.get("height", 0)
             if width and max(-x, -y, x + w - width, y + h - height) > 1:
                 x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
                 if max(x1 - x0, 0) * max(y1 - y0, 0) < w * h / 2:
