@@ -13,11 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from .check import check_datasets
-from .coco import read_coco
 from .folders import list_images
 from .labels import Labels
-from .voc import find_split, read_voc
-from .yolo import read_yolo
 
 # What the metadata says of a data set and not of a share of it.
 _OF_BASE = ("name", "evaluator_type", "share_of", "json_file", "image_root", "dirname", "split")
@@ -52,6 +49,8 @@ def register_by_name(names: Sequence[str]) -> None:
         if getattr(load, "__module__", "") == load_coco_json.__module__:
             metadata = MetadataCatalog.get(name)
             DatasetCatalog.pop(name)
+            from .coco import read_coco
+
             read = partial(read_coco, metadata.json_file, metadata.image_root or ".")
             DatasetCatalog.register(name, partial(_load, name, read))
 
@@ -84,11 +83,17 @@ def _find_reader(path: str) -> Callable[[], Labels] | None:
     file, _, images = path.partition(".json@")
     file = f"{file}.json" if images else path
     if file.lower().endswith(".json") and os.path.isfile(file):
+        from .coco import read_coco
+
         return partial(read_coco, file, images)
     place, _, split = path.rpartition(":")
     if place.lower().endswith((".yaml", ".yml")) and os.path.isfile(place):
+        from .yolo import read_yolo
+
         return partial(read_yolo, place, split)
     if os.path.isdir(place):
+        from .voc import find_split, read_voc
+
         find_split(place, split)
         return partial(read_voc, place, split)
     return None

@@ -119,7 +119,7 @@ def _check_script(script: str, words: Sequence[str]) -> None:
     for file in files:
         cfg = config.load_config(os.path.join(ROOT, file), getattr(found, "opts", []))
         if cfg.MODEL.META_ARCHITECTURE == "DetCo":
-            check_detco_config(cfg)
+            check_detco_config(cfg, is_open=True)
 
 
 def check_python(code: str) -> None:
