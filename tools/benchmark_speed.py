@@ -39,15 +39,8 @@ from tests.references import make_plain, make_plain_sgd
 Calls = dict[str, Callable[[], Any]]
 
 
-def show(
-    title: str,
-    calls: Calls,
-    images: int,
-    base: str,
-    repeats: int,
-    clock: Callable[[], float],
-) -> None:
-    """Print medians, images per second, and ratios to one of the rows.
+def measure(calls: Calls, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """The seconds that each call takes, so many times.
 
     The calls are timed in turn, so that a drifting machine slows all; two rounds do not count.
     """
@@ -58,6 +51,11 @@ def show(
             call()
             if repeat >= 0:
                 seconds[name].append(clock() - start)
+    return seconds
+
+
+def show(title: str, seconds: dict[str, list[float]], images: int, base: str) -> None:
+    """Print medians, images per second, and ratios to one of the rows."""
     reference = statistics.median(seconds[base])
     rows = []
     for name, values in seconds.items():
@@ -97,10 +95,11 @@ class Case:
         self.trainer.iter = 0
         self.autocast = torch.autocast(cfg.MODEL.DEVICE, torch.bfloat16, cfg.SOLVER.AMP.ENABLED)
 
-    def step(self) -> None:
+    def step(self) -> dict[str, float]:
         """A whole training step with its metrics, as `pretrain_net.py` makes it."""
-        with EventStorage():
+        with EventStorage() as storage:
             self.trainer.run_step()
+        return {name: value for name, (value, _) in storage.latest().items()}
 
     def encode(self, encoder: Any, side: str) -> torch.Tensor:
         views = (self.batch.get(f"{view}_{side}") for view in ("global", "local"))
@@ -132,7 +131,7 @@ def measure_step(args: argparse.Namespace, cfg: CfgNode) -> None:
         cfg.SOLVER.AMP.ENABLED = False
         calls["plain step in float32"] = Case(cfg, args.batch, is_plain=True).step
     title = f"Step, {precision}, batch {args.batch}"
-    show(title, calls, args.batch, "bare encoders", args.repeats, synchronised)
+    show(title, measure(calls, args.repeats, synchronised), args.batch, "bare encoders")
 
 
 def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -150,7 +149,8 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
         calls.setdefault("decoding alone", over_images(mapper.decode))
         calls[f"views, {kind}"] = over_images(mapper)
     title = "Data on one core, seconds of CPU"
-    show(title, calls, len(images), "views, pil", args.repeats, time.process_time)
+    seconds = measure(calls, args.repeats, time.process_time)
+    show(title, seconds, len(images), "views, pil")
 
 
 def main() -> None:
