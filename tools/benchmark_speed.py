@@ -73,10 +73,20 @@ def synchronised() -> float:
     return time.perf_counter()
 
 
+def peak_memory(device: str) -> float:
+    """The most GiB that the device has given to this process so far."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 class Case:
     """A model with its optimiser, on batches of random pixels."""
 
     def __init__(self, cfg: CfgNode, batch_size: int, is_plain: bool = False) -> None:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK  # as the entry scripts do
+        if cfg.MODEL.DEVICE != "cpu":
+            torch.cuda.reset_peak_memory_stats()
         torch.manual_seed(0)
         self.model: Any = PretrainTrainer.build_model(cfg).train()
         self.optimizer = PretrainTrainer.build_optimizer(cfg, self.model)
@@ -121,10 +131,7 @@ class Case:
 def measure_step(args: argparse.Namespace, cfg: CfgNode) -> None:
     case = Case(cfg, args.batch)
     case.step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if args.num_gpus:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    print(f"peak memory after one step: {peak:.2f} GiB")
+    print(f"peak memory after one step: {peak_memory(cfg.MODEL.DEVICE):.2f} GiB")
     calls: Calls = {"bare encoders": case.bare, "query": case.query, "step": case.step}
     precision = "bfloat16" if cfg.SOLVER.AMP.ENABLED else "float32"
     if args.plain:

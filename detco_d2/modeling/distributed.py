@@ -37,14 +37,14 @@ class Shuffle:
         """
         rank, count, world = comm.get_rank(), len(rows), comm.get_world_size()
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(count * world, generator=generator)
-        wanted = order.view(world, count)  # by receiver
+        self.order = torch.randperm(count * world, generator=generator)
+        wanted = self.order.view(world, count)  # by receiver
         sender = wanted // count
         sent = [row[source == rank] - rank * count for row, source in zip(wanted, sender)]
         received = torch.bincount(sender[rank], minlength=world).tolist()
         # rows arrive by sender, each sender's in the order of the permutation
-        places = [torch.cat(sent), torch.argsort(sender[rank], stable=True), order.argsort()]
-        # a copy that blocks would wait for all that the GPU has to do
+        places = [torch.cat(sent), torch.argsort(sender[rank], stable=True), self.order.argsort()]
+        # a copy that blocks would wait for all that a GPU has been given to do
         own, self.places, self.back = (p.to(rows.device, non_blocking=True) for p in places)
         self.outgoing = rows[own]  # lives as long as the transfer
         self.buffer = torch.empty_like(self.outgoing)

@@ -61,6 +61,7 @@ def _read_config(file: str) -> CfgNode:
     known = dict(flatten(cfg))
     _, values = read_config(Path(file).with_name("config.yaml"))
     cfg.merge_from_list([item for pair in values.items() if pair[0] in known for item in pair])
+    cfg.MODEL.DEVICE = "cuda"  # wherever it was trained
     adapt_to_machine(cfg, torch.cuda.device_count())
     return cfg
 
