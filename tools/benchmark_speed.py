@@ -40,15 +40,8 @@ from tests.references import make_plain, make_plain_sgd
 Calls = dict[str, Callable[[], Any]]
 
 
-def show(
-    title: str,
-    calls: Calls,
-    images: int,
-    base: str,
-    repeats: int,
-    clock: Callable[[], float],
-) -> None:
-    """Print medians, images per second, and ratios to one of the rows.
+def measure(calls: Calls, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """The seconds that each call takes, so many times.
 
     The calls are timed in turn, so that a drifting machine slows all; two rounds do not count.
     """
@@ -59,6 +52,11 @@ def show(
             call()
             if repeat >= 0:
                 seconds[name].append(clock() - start)
+    return seconds
+
+
+def show(title: str, seconds: dict[str, list[float]], images: int, base: str) -> None:
+    """Print medians, images per second, and ratios to one of the rows."""
     reference = statistics.median(seconds[base])
     rows = []
     for name, values in seconds.items():
@@ -76,10 +74,20 @@ def synchronised() -> float:
     return time.perf_counter()
 
 
+def peak_memory(device: str) -> float:
+    """The most GiB that the device has given to this process so far."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 class Case:
     """A model with its optimiser, on batches of random pixels."""
 
     def __init__(self, cfg: CfgNode, batch_size: int, is_plain: bool = False) -> None:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK  # as the entry scripts do
+        if cfg.MODEL.DEVICE != "cpu":
+            torch.cuda.reset_peak_memory_stats()
         torch.manual_seed(0)
         self.model: Any = PretrainTrainer.build_model(cfg).train()
         self.optimizer = PretrainTrainer.build_optimizer(cfg, self.model)
@@ -98,10 +106,11 @@ class Case:
         self.trainer.iter = 0
         self.autocast = torch.autocast(cfg.MODEL.DEVICE, torch.bfloat16, cfg.SOLVER.AMP.ENABLED)
 
-    def step(self) -> None:
+    def step(self) -> dict[str, float]:
         """A whole training step with its metrics, as `pretrain_net.py` makes it."""
-        with EventStorage():
+        with EventStorage() as storage:
             self.trainer.run_step()
+        return {name: value for name, (value, _) in storage.latest().items()}
 
     def encode(self, encoder: Any, side: str) -> torch.Tensor:
         views = (self.batch.get(f"{view}_{side}") for view in ("global", "local"))
@@ -123,17 +132,14 @@ class Case:
 def measure_step(args: argparse.Namespace, cfg: CfgNode) -> None:
     case = Case(cfg, args.batch)
     case.step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if args.num_gpus:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    print(f"peak memory after one step: {peak:.2f} GiB")
+    print(f"peak memory after one step: {peak_memory(cfg.MODEL.DEVICE):.2f} GiB")
     calls: Calls = {"bare encoders": case.bare, "query": case.query, "step": case.step}
     precision = "bfloat16" if cfg.SOLVER.AMP.ENABLED else "float32"
     if args.plain:
         cfg.SOLVER.AMP.ENABLED = False
         calls["plain step in float32"] = Case(cfg, args.batch, is_plain=True).step
     title = f"Step, {precision}, batch {args.batch}"
-    show(title, calls, args.batch, "bare encoders", args.repeats, synchronised)
+    show(title, measure(calls, args.repeats, synchronised), args.batch, "bare encoders")
 
 
 def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -151,7 +157,8 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
         calls.setdefault("decoding alone", over_images(mapper.decode))
         calls[f"views, {kind}"] = over_images(mapper)
     title = "Data on one core, seconds of CPU"
-    show(title, calls, len(images), "views, pil", args.repeats, time.process_time)
+    seconds = measure(calls, args.repeats, time.process_time)
+    show(title, seconds, len(images), "views, pil")
 
 
 def main() -> None:

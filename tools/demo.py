@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from detco_d2.data.datasets import list_images
 from detco_d2.files import at_home
 
@@ -70,12 +72,14 @@ def main() -> None:
     add("--images", action="append", help="folder to pretrain on; repeatable")
     add("--pretrain-iters", type=int, help="default: as in the config")
     add("--finetune-iters", type=int, help="default: as in the config")
-    add("--num-gpus", type=int, default=0, help="0: CPU; 1: one GPU")
+    gpus = min(1, torch.cuda.device_count())
+    add("--num-gpus", type=int, default=gpus, help="0: CPU; 1: one GPU, if there is one")
     args = parser.parse_args(at_home(sys.argv[1:]))
     try:
         steps = plan(args)
     except OSError as error:
         parser.error(str(error))
+    print("The demo runs on", "a GPU" if args.num_gpus else "the CPU")
     shutil.rmtree(f"{args.output}/cells", ignore_errors=True)  # the detectors of an earlier demo
     for i, (title, line) in enumerate(steps.items(), start=1):
         script, words = line.split(" ", 1)

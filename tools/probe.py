@@ -152,7 +152,8 @@ def probe(args: argparse.Namespace, path: str, train: Labelled, test: Labelled) 
     else:
         backbone = random_backbone(args.depth, args.seed, args.stages)
     name = path or backbone.source
-    logger.info("%s: %d training, %d test items", name, len(train.items), len(test.items))
+    counts = len(train.items), len(test.items)
+    logger.info("%s: %d training, %d test items, on %s", name, *counts, args.device)
     results, y, test_y = run_probes(args, backbone, train, test)
     return {
         "command": command_line(),

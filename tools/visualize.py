@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.utils.logger import setup_logger
 
 from detco_d2.data.datasets import load_images
@@ -38,6 +39,7 @@ from detco_d2.reports.features import (
 from detco_d2.weights.frozen import STAGES, FrozenBackbone, frozen_backbone, random_backbone_like
 
 MAX_IMAGES = 100  # that are read
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 logger = logging.getLogger("detco_d2.visualize")
 
 
@@ -61,8 +63,8 @@ def parse_box(text: str) -> tuple[float, ...]:
 def build_backbone(args: argparse.Namespace, path: str, stages: Iterable[str]) -> FrozenBackbone:
     """Of a weight file; for "" a random one as deep as the first weight file."""
     if path:
-        return frozen_backbone(path, stages)
-    return random_backbone_like(args.first, 0, stages)
+        return frozen_backbone(path, stages).to(DEVICE)
+    return random_backbone_like(args.first, 0, stages).to(DEVICE)
 
 
 def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
@@ -152,6 +154,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     setup_logger(name="detco_d2", abbrev_name="detco")
+    logger.info("Networks run on %s", DEVICE)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         for kind in ["pca", "neighbours"] if args.kind == "all" else [args.kind]:

@@ -112,8 +112,8 @@ def num_processes(args: argparse.Namespace) -> int:
 def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float = 1800) -> Any:
     """Run `main(args)` on as many processes as the flags or torchrun ask for.
 
-    With `--num-gpus 0` it runs on the CPU: in this process, or in every process of torchrun, which
-    then talk by gloo. Under torchrun any other value means one GPU a process.
+    One process is this one. With `--num-gpus 0` it runs on the CPU, as does every process of
+    torchrun, which then talk by gloo. Under torchrun any other value means one GPU a process.
 
     Args:
         main: ends a process by an exception or by SystemExit.
@@ -128,9 +128,9 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
     if _is_under_torchrun():
         return record(_run_torchrun_worker)(main, args, wait)
     check_gpus(args.num_gpus)
-    if args.num_gpus == 0:
-        if args.num_machines > 1:
-            raise RuntimeError("Several CPU machines start with torchrun, not --num-machines.")
+    if args.num_gpus == 0 and args.num_machines > 1:
+        raise RuntimeError("Several CPU machines start with torchrun, not --num-machines.")
+    if max(args.num_gpus, 1) * args.num_machines == 1:
         return main(args)
     return _run_and_forward_signals(
         lambda: detectron2_launch(

@@ -105,7 +105,7 @@ class PretrainStep(SimpleTrainer):
         """Means over the processes, and this process's own values, of losses and `_COUNTS`."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        counted = torch.tensor(counts, device=self.device)
+        counted = torch.tensor(counts).to(self.device, non_blocking=True)
         own = torch.cat([torch.stack([*losses.values()]), counted, norm.detach()[None]])
         names = [*losses, *_COUNTS]
         mean = own.clone()

@@ -214,7 +214,7 @@ class DetCo(nn.Module):
         if not self.shuffle_bn or comm.get_world_size() == 1:
             return None
         keys = [views[f"{view}_key"].flatten(1) for view in self.key_views]
-        return Shuffle(torch.cat(keys, dim=1), seed=int(self.queue.num_enqueued))
+        return Shuffle(torch.cat(keys, dim=1), seed=self.queue.count())
 
     @torch.no_grad()
     def _encode_keys(

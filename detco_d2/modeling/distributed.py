@@ -43,8 +43,10 @@ class Shuffle:
         sent = [row[source == rank] - rank * count for row, source in zip(wanted, sender)]
         received = torch.bincount(sender[rank], minlength=world).tolist()
         # rows arrive by sender, each sender's in the order of the permutation
-        self.places = torch.argsort(sender[rank], stable=True).to(rows.device)
-        self.outgoing = rows[torch.cat(sent).to(rows.device)]  # lives as long as the transfer
+        places = [torch.cat(sent), torch.argsort(sender[rank], stable=True), self.order.argsort()]
+        # a copy that blocks would wait for all that a GPU has been given to do
+        own, self.places, self.back = (p.to(rows.device, non_blocking=True) for p in places)
+        self.outgoing = rows[own]  # lives as long as the transfer
         self.buffer = torch.empty_like(self.outgoing)
         counts = [len(part) for part in sent]
         self.work: Any = dist.all_to_all_single(
@@ -60,4 +62,4 @@ class Shuffle:
 
     def undo(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
         """The rows of all processes in the order of before."""
-        return rows.index_select(dim, torch.argsort(self.order).to(rows.device))
+        return rows.index_select(dim, self.back)

@@ -28,6 +28,17 @@ class KeyQueue(nn.Module):
         features = torch.randn(num_queues, length, dim, generator=generator, dtype=torch.float32)
         self.register_buffer("features", F.normalize(features, dim=2))
         self.register_buffer("num_enqueued", torch.zeros((), dtype=torch.long))
+        self._count: int | None = 0  # the same on the host, None where only the buffer has it
+        self.register_load_state_dict_post_hook(KeyQueue._forget)
+
+    def count(self) -> int:
+        """`num_enqueued` as a number, for which the host waits only after it has been loaded."""
+        if self._count is None:
+            self._count = int(self.num_enqueued)
+        return self._count
+
+    def _forget(self, *_: object) -> None:
+        self._count = None
 
     @torch.no_grad()
     def enqueue(self, keys_QBD: torch.Tensor) -> None:
@@ -44,3 +55,5 @@ class KeyQueue(nn.Module):
         rows = (first + torch.arange(kept, device=first.device)) % length
         self.features[:, rows] = keys_QBD[:, num_keys - kept :].to(self.features.dtype)
         self.num_enqueued += num_keys
+        if self._count is not None:
+            self._count += num_keys

@@ -50,6 +50,7 @@ class Detector:
         _, values = read_config(Path(file).with_name("config.yaml"))
         pairs = [pair for pair in values.items() if pair[0] in known]
         self.cfg.merge_from_list([item for pair in pairs for item in pair])
+        self.cfg.MODEL.DEVICE = "cuda"  # wherever it was trained
         adapt_to_machine(self.cfg, torch.cuda.device_count())
         self.model = build_model(self.cfg).eval()
         spec = InputSpec(self.cfg)

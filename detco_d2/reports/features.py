@@ -56,7 +56,7 @@ def embed(
         padded = F.pad(batch.permute(0, 3, 1, 2).float(), [margin] * 4, "reflect")
         for stage, maps in backbone(padded).items():
             edge = margin * maps.shape[-1] // padded.shape[-1]
-            features.setdefault(stage, []).append(maps[..., edge:-edge, edge:-edge])
+            features.setdefault(stage, []).append(maps[..., edge:-edge, edge:-edge].cpu())
     return {stage: torch.cat(maps) for stage, maps in features.items()}
 
 

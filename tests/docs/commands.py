@@ -45,6 +45,7 @@ OPTIONS = {"--num-gpus": "0", "--seeds": "1", "--batch": "2", "--shard": "0/9999
 # What is added to the arguments of a script, before and after them.
 BEFORE = {"tools/benchmark_speed.py": ["--repeats", "1"]}
 AFTER = {
+    "tools/check_gpu.py": ["--device", "cpu"],
     "tools/benchmark_speed.py": PRETRAIN,
     "tools/probe.py": ["--size", 48, "--stages", "res5", "--max-images", 40, "--workers", 0],
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 
@@ -29,6 +30,12 @@ def test_more_gpus_than_there_are_is_an_error_that_says_how_many(monkeypatch):
 
 def test_zero_gpus_run_in_this_process():
     assert launch(lambda args: (args.num_gpus, os.getpid()), flags(0)) == (0, os.getpid())
+
+
+def test_a_script_on_one_gpu_keeps_its_signals(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    default = signal.getsignal(signal.SIGTERM)
+    assert launch(lambda args: signal.getsignal(signal.SIGTERM), flags(1)) == default
 
 
 def test_sync_bn_becomes_bn_for_one_cpu_process_and_naive_for_several(monkeypatch):

@@ -38,3 +38,12 @@ def test_queues_start_as_the_same_unit_vectors_under_any_seed():
     assert torch.equal(first.features, second.features)
     assert torch.allclose(first.features.norm(dim=2), torch.ones(3, 20))
     assert not torch.equal(first.features[0], first.features[1])
+
+
+def test_the_host_knows_the_number_of_keys_also_after_they_are_loaded():
+    queue, other = (KeyQueue(num_queues=1, length=8, dim=2) for _ in range(2))
+    assert queue.count() == 0
+    queue.enqueue(torch.ones(1, 3, 2))
+    other.load_state_dict(queue.state_dict())
+    other.enqueue(torch.ones(1, 3, 2))
+    assert (queue.count(), other.count()) == (3, 6) == (queue.num_enqueued, other.num_enqueued)
