@@ -126,7 +126,9 @@ def svm(
         average_precision_score(y_M[y_M >= 0], decision[y_M >= 0])
         for y_M, decision in zip(y_MC.T, decisions.T)
     ]
-    result = {"mAP": 100 * float(np.mean(precisions)), "interval": _interval(y_MC, decisions)}
+    mean = 100 * float(np.mean(precisions))
+    low, high = _scatter(y_MC, decisions)
+    result = {"mAP": mean, "interval": [mean + low, mean + high]}
     if train_y.ndim == 1:
         common = np.full(len(kept), _best(scores.mean(axis=0)))
         guess = svms.decide(test_x, svms.fit(y_NC == 1, common)).argmax(axis=1)
@@ -251,8 +253,11 @@ def _validate(svms: LinearSVMs, positive_NC: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _interval(y_MC: np.ndarray, decisions_MC: np.ndarray) -> list[float]:
-    """The 2.5th and the 97.5th percentile of the mAP over test items drawn with replacement."""
+def _scatter(y_MC: np.ndarray, decisions_MC: np.ndarray) -> list[float]:
+    """The 2.5th and the 97.5th percentile of the mAP over test items drawn with replacement.
+
+    They are relative to its mean, which is too high: copies of a positive item are equally near.
+    """
     size = len(y_MC)
     drawn_SM = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), _SAMPLES)
     precisions = []
@@ -264,5 +269,5 @@ def _interval(y_MC: np.ndarray, decisions_MC: np.ndarray) -> list[float]:
         share = hits.cumsum(axis=1) / np.maximum(drawn.cumsum(axis=1), 1)
         with np.errstate(invalid="ignore"):  # a class may be missing
             precisions.append((hits * share).sum(axis=1) / hits.sum(axis=1))
-    means = np.nanmean(precisions, axis=0)
-    return (100 * np.nanpercentile(means, [2.5, 97.5])).tolist()
+    means = 100 * np.nanmean(precisions, axis=0)
+    return (np.nanpercentile(means, [2.5, 97.5]) - np.nanmean(means)).tolist()

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from sklearn.svm import LinearSVC
 
-from detco_d2.probes.probes import LinearSVMs, _interval, knn, linear, svm
+from detco_d2.probes.probes import LinearSVMs, _scatter, knn, linear, svm
 
 CLASSES, TRAIN, TEST, DIM = 4, 400, 400, 16
 ALL = {"mAP": pytest.approx(100), "interval": pytest.approx([100, 100])}
@@ -140,7 +140,8 @@ def test_the_interval_is_that_of_draws_of_test_items(monkeypatch):
         known = [items[y[items, column] >= 0] for column in (0, 1)]
         pairs = [(y[rows, c] == 1, decisions[rows, c]) for c, rows in enumerate(known)]
         means.append(100 * np.mean([average_precision_score(*pair) for pair in pairs]))
-    assert _interval(y, decisions) == pytest.approx(np.percentile(means, [2.5, 97.5]))
+    expected = np.percentile(means, [2.5, 97.5]) - np.mean(means)
+    assert _scatter(y, decisions) == pytest.approx(expected)
 
 
 def test_svms_want_a_class_with_both_answers():
