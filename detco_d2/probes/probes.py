@@ -146,17 +146,18 @@ class LinearSVMs:
     """
 
     def __init__(self, x_ND: torch.Tensor) -> None:
-        self.basis = torch.eye(x_ND.shape[1], dtype=x_ND.dtype)
+        x_ND = F.pad(x_ND, (0, 1), value=1.0)
         if len(x_ND) < x_ND.shape[1]:  # all solutions lie in the span of the items
-            self.basis = torch.linalg.qr(x_ND.T)[0]
-        x_ND = F.pad(x_ND @ self.basis, (0, 1), value=1.0)
-        self.curvatures, self.axes = torch.linalg.eigh(x_ND.T @ x_ND)
+            basis, r_NN = torch.linalg.qr(x_ND.T)
+            self.curvatures, axes = torch.linalg.eigh(r_NN @ r_NN.T)
+            self.axes = basis @ axes
+        else:
+            self.curvatures, self.axes = torch.linalg.eigh(x_ND.T @ x_ND)
         self.x_ND = (x_ND @ self.axes).float()
 
     def decide(self, x_MD: torch.Tensor, w_DP: torch.Tensor) -> np.ndarray:
         """The distances of items to the planes of P SVMs, of shape (M, P)."""
-        x_MD = F.pad(x_MD @ self.basis, (0, 1), value=1.0)
-        return ((x_MD @ self.axes).float() @ w_DP).numpy()
+        return ((F.pad(x_MD, (0, 1), value=1.0) @ self.axes).float() @ w_DP).numpy()
 
     def fit(
         self,
