@@ -1,5 +1,6 @@
 """The main job from end to end, with steps enough to see that it runs."""
 
+import json
 import os
 import shlex
 import sys
@@ -9,7 +10,7 @@ import pytest
 from detco_d2.data.synthetic import write_scenes
 
 from . import warm
-from .conftest import ROOT
+from .conftest import ROOT, load_tool
 from .layouts import write_text
 
 
@@ -20,7 +21,7 @@ def demo(folder, *words):
 
 @pytest.mark.parametrize("images", ["a folder", pytest.param("rendered", marks=pytest.mark.slow)])
 def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
-    words = ["--pretrain-iters", "2", "--finetune-iters", "2"]
+    words = ["--pretrain-iters", "2", "--finetune-iters", "2", "--seeds", "1"]
     splits = [("train_100", 6), ("test_100", 4), ("unlabelled_600", 40)]
     for split, count in splits:  # a few stand in for those that it would render
         write_scenes(str(tmp_path / "out/scenes"), split, count, seed=0, size=(96, 128))
@@ -40,10 +41,20 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
     assert ("MODEL.DETCO.QUEUE_LENGTH 20" in said[0]) == (images == "a folder")
     end = done.stdout[done.stdout.index("[5/5]") :]
     assert "| random " in end and "| DetCo " in end and end.endswith("out/report.html\n")
+    assert "| DetCo - random " in end and "## PASCAL VOC 2007 on one GPU" in end
     page = (tmp_path / "out/report.html").read_text()
     shown = ("iteration 0000000", "pca", "neighbours", "detections")
     assert [name for name in shown if f"{name}</figcaption>" not in page] == []
     assert page.index('id="results"') < page.index('id="summary"')
+
+
+def test_the_verdict_is_that_of_the_interval(tmp_path):
+    tool = load_tool("demo")
+    for interval, said in (([0.4, 3.6], "is better, by 2.0 AP"), ([-0.1, 4.1], "does not show")):
+        found = {"bbox/AP": {"mean": 2.0, "interval": interval, "n": 3}}
+        content = json.dumps({"differences": {"scenes": {"DetCo - random": found}}})
+        (tmp_path / "results.json").write_text(content)
+        assert said in tool.verdict(tmp_path)
 
 
 def test_what_fails_ends_the_demo_and_is_named(tmp_path):

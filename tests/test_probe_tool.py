@@ -37,8 +37,8 @@ def test_what_every_stage_can_see_is_found_by_every_probe(probe, colours, tmp_pa
     settings = ["--size", 32, "--workers", 0, "--output-dir", tmp_path]
     probe("--weights", weights, "--random", "--data", true, *settings)
     printed = re.sub(" +", " ", capsys.readouterr().out)
-    assert printed.count("100.0 | 100.0 | 100.0 | 100.0 |") == 8  # 4 numbers of 2 backbones
-    assert f"| svm | mAP | {weights} | 100.0" in printed
+    assert printed.count("100.0 | 100.0 | 100.0 | 100.0 |") == 6  # 3 numbers of 2 backbones
+    assert f"| svm | mAP | {weights} | 100.0 (100.0 to 100.0) | 100.0 (" in printed
     assert "| knn | top-1 | random ResNet-18, seed 0 | 100.0" in printed
     names = sorted(file.name for file in (tmp_path / "probes").iterdir())
     assert [name.rpartition("_")[2] for name in names] == ["r18.json", "random.json"]
@@ -50,6 +50,7 @@ def test_what_every_stage_can_see_is_found_by_every_probe(probe, colours, tmp_pa
     assert len(record["results"]) == 16
     assert all(result["value"] == pytest.approx(100) for result in record["results"])
     found = {(r["probe"], r["stage"], r["metric"]) for r in record["results"]}
+    assert all((r["interval"] is None) == (r["metric"] != "mAP") for r in record["results"])
     assert {("knn", "res2", "top-1"), ("linear", "res5", "top-1"), ("svm", "res4", "mAP")} <= found
 
 

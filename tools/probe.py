@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     add("--svm-pool", choices=POOLS, default="grid", help="how the SVMs' features are pooled")
     add("--seed", type=int, default=0, help="of --random, of the split, and of the linear probe")
     add("--batch-size", type=int, default=64)
-    add("--workers", type=int, default=2, help="loader processes, and SVMs at a time")
+    add("--workers", type=int, default=2, help="loader processes")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--output-dir", type=Path, help="writes probes/ there (default: beside the weights)")
     args = parser.parse_args(at_home(sys.argv[1:]))
@@ -99,17 +99,22 @@ def run_probes(
         name = (args.pools[probe], stage)
         halves = train_x[name], y, test_x[name], test_y
         if probe == "knn":
-            found = {"top-1": knn(*halves, k=args.neighbours)}
+            found: Result = {"top-1": knn(*halves, k=args.neighbours)}
         elif probe == "linear":
             found = linear(*halves, seed=args.seed)
         else:
-            found = svm(*halves, num_workers=max(1, args.workers))
-        logger.info("%s %s: %s", probe, stage, {m: round(v, 1) for m, v in found.items()})
-        results += [
-            {"probe": probe, "stage": stage, "metric": metric, "value": value}
-            for metric, value in found.items()
-        ]
+            found = svm(*halves)
+        interval = found.pop("interval", None)
+        for metric, value in found.items():
+            result = {"probe": probe, "stage": stage, "metric": metric, "value": value}
+            results.append({**result, "interval": interval if metric == "mAP" else None})
+            logger.info("%s %s: %s %s", probe, stage, metric, text_of(results[-1]))
     return results, y, test_y
+
+
+def text_of(result: Result) -> str:
+    text = f"{result['value']:.1f}"
+    return "{} ({:.1f} to {:.1f})".format(text, *result["interval"]) if result["interval"] else text
 
 
 def write(args: argparse.Namespace, path: str, record: Result) -> None:
@@ -126,20 +131,23 @@ def write(args: argparse.Namespace, path: str, record: Result) -> None:
 
 
 def table(args: argparse.Namespace, records: list[Result]) -> str:
-    """Markdown: a row for each probe, metric and backbone, a column for each stage."""
+    """Markdown: a row for each probe, metric and backbone, a column for each stage.
+
+    In brackets the 95 % interval by bootstrap over the test items.
+    """
     rows: list[list[Any]] = []
     found = [
-        {(r["probe"], r["metric"], r["stage"]): r["value"] for r in record["results"]}
+        {(r["probe"], r["metric"], r["stage"]): text_of(r) for r in record["results"]}
         for record in records
     ]
     for probe, metric in dict.fromkeys(key[:2] for key in found[0]):
         for record, values in zip(records, found):
             row = [values[probe, metric, stage] for stage in args.stages]
             rows.append([probe, metric, record["weights"], *row])
-        chances = [records[0]["chance"][metric]] * len(args.stages)
+        chances = [f"{records[0]['chance'][metric]:.1f}"] * len(args.stages)
         rows.append([probe, metric, "chance", *chances])
     headers = ["probe", "metric", "backbone", *args.stages]
-    return tabulate(rows, headers, tablefmt="github", floatfmt=".1f")
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def probe(args: argparse.Namespace, path: str, train: Labelled, test: Labelled) -> Result:

@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -39,28 +37,27 @@ class FillHook(HookBase):
             RuntimeError: too many images are unreadable.
             SystemExit: a signal asked for it; the next start fills the queues.
         """
-        detco, step = self.trainer._trainer.detco, self.trainer._trainer
+        cfg, step = self.cfg, self.trainer._trainer
+        detco = step.detco
         if int(detco.queue.num_enqueued):
             return
-        mapper = DetCoDatasetMapper(self.cfg, views=[f"{view}_key" for view in detco.key_views])
+        mapper = DetCoDatasetMapper(cfg, views=[f"{view}_key" for view in detco.key_views])
         seed = mix_seed(self.trainer.data_seed, _FILL)
-        count = -(-self.cfg.MODEL.DETCO.QUEUE_LENGTH // self.cfg.SOLVER.IMS_PER_BATCH)
+        count = -(-cfg.MODEL.DETCO.QUEUE_LENGTH // cfg.SOLVER.IMS_PER_BATCH)
         detco.begin_step()
+        autocast = torch.autocast(step.device.type, torch.bfloat16, cfg.SOLVER.AMP.ENABLED)
+        silent = not comm.is_main_process()
         with closing(self.trainer.batches(mapper, seed, 0)) as batches:
-            for batch in self._progress(itertools.islice(batches, count), count):
-                bad_images = batch.pop("bad_images")
-                parts = (mapper.finish(p, step.device) for p in split_batch(batch, step.parts))
-                with torch.autocast(
-                    step.device.type, torch.bfloat16, enabled=self.cfg.SOLVER.AMP.ENABLED
-                ):
-                    keys = [detco.encode_keys(part) for part in parts]
+            first = itertools.islice(batches, count)
+            for batch in tqdm(first, "Queues", count, mininterval=10, disable=silent):
+                bad_images, keys = batch.pop("bad_images"), []
+                for part in split_batch(batch, step.parts):
+                    views = mapper.finish(part, step.device)
+                    with autocast:
+                        keys.append(detco.encode_keys(views))
                 detco.queue.enqueue(torch.cat(keys, dim=1))
                 self._agree(bad_images)
         detco.undo_step()  # the running statistics
-
-    def _progress(self, batches: Iterator[Any], count: int) -> Iterator[Any]:
-        silent = not comm.is_main_process()
-        return iter(tqdm(batches, "Keys for the queues", count, disable=silent, mininterval=10))
 
     def _agree(self, bad_images: list[tuple[str, str]]) -> None:
         """What processes note and do alike after each batch."""

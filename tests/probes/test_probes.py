@@ -2,12 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
+from sklearn.svm import LinearSVC
 
-from detco_d2.probes.probes import knn, linear, svm
+from detco_d2.probes.probes import LinearSVMs, _scatter, knn, linear, svm
 
 CLASSES, TRAIN, TEST, DIM = 4, 400, 400, 16
+ALL = {"mAP": pytest.approx(100), "interval": pytest.approx([100, 100])}
 
 
 def planted(count, seed, noise=0.1):
@@ -26,7 +30,7 @@ def test_features_that_carry_the_class_give_all_of_it():
     halves = (*planted(TRAIN, 0), *planted(TEST, 1))
     assert knn(*halves) == 100
     assert linear(*halves) == {"top-1": 100}
-    assert svm(*halves) == {"mAP": pytest.approx(100), "top-1": 100}
+    assert svm(*halves) == {**ALL, "top-1": 100}
 
 
 def test_shuffled_labels_give_chance_and_the_share_of_positives():
@@ -37,6 +41,8 @@ def test_shuffled_labels_give_chance_and_the_share_of_positives():
     bound = 100 * 4 * math.sqrt(chance * (1 - chance) / TEST)
     found = svm(*halves)
     found |= {"knn": knn(*halves), "linear": linear(*halves)["top-1"]}
+    low, high = found.pop("interval")
+    assert low < found["mAP"] < high < low + 15
     for name, value in found.items():
         assert abs(value - 100 * chance) < (5 if name == "mAP" else bound), name
 
@@ -93,7 +99,7 @@ def test_svms_of_several_classes_an_image_leave_out_what_is_unknown():
     x, y = planted(TRAIN, 0)
     several = torch.nn.functional.one_hot(y, CLASSES)
     several[:, 0] |= several[:, 1]  # class 0 wherever 1 is
-    assert svm(x, several, x, several) == {"mAP": pytest.approx(100)}
+    assert svm(x, several, x, several) == ALL
     wrong = several.clone()
     wrong[:40, 2] = 1 - wrong[:40, 2]
     assert svm(x, several, x, wrong)["mAP"] < 99
@@ -110,6 +116,34 @@ def test_fewer_items_than_dimensions_are_solved_in_their_span():
     assert 40 < narrow["mAP"] < 95
 
 
+@pytest.mark.parametrize("items", [300, 20])  # more and fewer than dimensions
+@pytest.mark.parametrize("cost", [1e-4, 1.0, 100.0])
+def test_svms_are_those_of_scikit_learn(items, cost):
+    x, y = planted(items, 0, noise=3)
+    x = torch.nn.functional.pad(x.double() / 10, (0, 10), value=0.1)
+    positive = y[:, None].numpy() == [0, 1]
+    svms = LinearSVMs(x)
+    decisions = svms.decide(x, svms.fit(positive, np.full(2, cost)))
+    settings = {"C": cost, "class_weight": {True: 2, False: 1}, "tol": 1e-8, "max_iter": 100000}
+    for decision, column in zip(decisions.T, positive.T):
+        expected = LinearSVC(**settings, dual=False).fit(x.numpy(), column).decision_function(x)
+        assert np.abs(decision - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_the_interval_is_that_of_draws_of_test_items(monkeypatch):
+    monkeypatch.setattr("detco_d2.probes.probes._SAMPLES", 20)
+    rng = np.random.default_rng(1)
+    y, decisions = rng.integers(-1, 2, (60, 2)), rng.normal(size=(60, 2))
+    means = []
+    for drawn in np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), 20):
+        items = np.repeat(np.arange(60), drawn)
+        known = [items[y[items, column] >= 0] for column in (0, 1)]
+        pairs = [(y[rows, c] == 1, decisions[rows, c]) for c, rows in enumerate(known)]
+        means.append(100 * np.mean([average_precision_score(*pair) for pair in pairs]))
+    expected = np.percentile(means, [2.5, 97.5]) - np.mean(means)
+    assert _scatter(y, decisions) == pytest.approx(expected)
+
+
 def test_svms_want_a_class_with_both_answers():
     x = torch.randn(8, 4)
     same = torch.zeros(8, dtype=torch.long)
@@ -119,7 +153,7 @@ def test_svms_want_a_class_with_both_answers():
 
 def test_a_class_of_one_training_item_gets_an_svm_without_cross_validation():
     x, y = torch.eye(3)[[0, 1, 0, 1, 2]], torch.tensor([0, 1, 0, 1, 2])
-    assert svm(x, y, x, y) == {"mAP": pytest.approx(100), "top-1": 100}
+    assert svm(x, y, x, y) == {**ALL, "top-1": 100}
 
 
 def test_a_missing_scikit_learn_is_said_with_what_brings_it(monkeypatch):
