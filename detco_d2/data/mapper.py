@@ -40,10 +40,10 @@ class DetCoDatasetMapper:
         self.patch_size = node.PATCH_SIZE
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
         self.augmentation = node.AUGMENTATION
-        self.limits = {"min_side": node.MIN_SIDE, "max_pixels": node.MAX_PIXELS}
         if self.augmentation == "exact":
             logger.warning('INPUT.DETCO.AUGMENTATION "exact" is gone; "pil" takes its place')
             self.augmentation = "pil"
+        self.limits = {"min_side": node.MIN_SIDE, "max_pixels": node.MAX_PIXELS}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """The loader's half: `file_name`, and for each view a uint8 tensor.
