@@ -41,8 +41,3 @@ def cut_jigsaw_batch(
     images = torch.arange(len(crops), device=crops.device)[:, None]
     windows = crops.unfold(2, patch_size, 1).unfold(3, patch_size, 1)  # a view of the crops
     return windows[images, :, rows, columns]
-
-
-def original_order(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The patches of one image, of shape (9, 3, p, p), where they were before the shuffle."""
-    return patches[torch.argsort(cells)]

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from ..data.jigsaw import GRID, original_order
+from ..data.jigsaw import GRID
 from ..files import replacing
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ def paint_views(batch: dict[str, Any], image_format: str) -> np.ndarray:
             columns[title] = [_enlarged(image) for image in pixels]
             continue
         columns[f"{title}\nas it enters"] = [_board(patches) for patches in pixels]
-        ordered = map(original_order, pixels, batch[f"{view}/cells"][:_IMAGES].cpu())
-        columns[f"{title}\noriginal order"] = [_board(patches) for patches in ordered]
+        places = batch[f"{view}/cells"].cpu().argsort()  # of one image: of the cells in their order
+        columns[f"{title}\noriginal order"] = [_board(p[i]) for p, i in zip(pixels, places)]
     side = max(column[0].shape[-1] for column in columns.values())
     images = [
         F.pad(image, 2 * (0, side - image.shape[-1]), value=255)

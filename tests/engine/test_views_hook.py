@@ -11,7 +11,6 @@ import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from detco_d2.data.jigsaw import cut_jigsaw, draw_jigsaw, original_order
 from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.data.stream import collate_views
 from detco_d2.engine import views_hook
@@ -66,15 +65,6 @@ def test_the_pictures_pixels_are_those_of_the_views_and_every_patch_is_at_its_ce
             assert np.array_equal(entered, batch[view][i].numpy())
             for patch, cell in zip(batch[view][i].numpy(), batch[f"{view}/cells"][i]):
                 assert np.array_equal(original[cell], patch)
-
-
-def test_original_order_is_the_crop_again_where_nothing_lies_between_the_patches():
-    crop = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8)
-    for _ in range(20):
-        cells, offsets = draw_jigsaw(48, 16)
-        patches = original_order(cut_jigsaw(crop, 16, cells, offsets), cells)
-        rows = [torch.cat(list(patches[i : i + 3]), dim=2) for i in (0, 3, 6)]
-        assert torch.equal(torch.cat(rows, dim=1), crop)
 
 
 @pytest.mark.parametrize("augmentation", ["pil", "fast", "device"])
