@@ -51,15 +51,18 @@ class KNNHook(HookBase):
 
     def after_step(self) -> None:
         done, period = self.trainer.iter + 1, self.cfg.TEST.KNN.PERIOD
-        is_due = period > 0 and done % period == 0
-        if is_due or done == self.trainer.max_iter:
+        if done == self.trainer.max_iter or period > 0 and done % period == 0:
             self.evaluate(f"at iteration {self.trainer.iter}")
 
     def evaluate(self, when: str) -> None:
         """Evaluate once, said to be `when`; every process has to call it."""
         started = time.perf_counter()
-        model = self.trainer.model
-        backbone = _frozen_copy(getattr(model, "module", model).query_encoder.backbone, self.cfg)
+        backbone = copy.deepcopy(self.trainer._trainer.detco.query_encoder.backbone)
+        if comm.get_world_size() > 1:
+            for buffer in backbone.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        backbone = FrozenBackbone(backbone, InputSpec(self.cfg).settings, "query encoder")
+        backbone.to(self.cfg.MODEL.DEVICE)
         halves = [self._features(backbone, half) for half in self.halves]
         if not comm.is_main_process():
             return
@@ -105,12 +108,3 @@ class KNNHook(HookBase):
         order = torch.cat([positions for _, positions in parts])
         joined = {stage: torch.cat(values) for stage, values in by_stage.items()}
         return joined, torch.from_numpy(half.labels)[order]
-
-
-def _frozen_copy(backbone: torch.nn.Module, cfg: CfgNode) -> FrozenBackbone:
-    device = next(backbone.parameters()).device
-    frozen = FrozenBackbone(copy.deepcopy(backbone), InputSpec(cfg).settings, "query encoder")
-    if comm.get_world_size() > 1:
-        for buffer in frozen.backbone.buffers():
-            torch.distributed.broadcast(buffer, 0)
-    return frozen.to(device)
