@@ -23,11 +23,8 @@ def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bo
 
 
 def _are_numbers(values: Any, count: int, low: float = -math.inf, high: float = math.inf) -> bool:
-    return (
-        isinstance(values, (list, tuple))
-        and len(values) == count
-        and all(_is_number(value, low, high) for value in values)
-    )
+    is_list = isinstance(values, (list, tuple)) and len(values) == count
+    return is_list and all(_is_number(value, low, high) for value in values)
 
 
 def _are_names(values: Any) -> bool:
@@ -56,12 +53,9 @@ def _one_of(*values: str) -> Rule:
 _SHARES: Rule = (lambda pair: _is_range(pair, 1), "two numbers, 0 < low <= high <= 1")
 _BELOW_ONE: Rule = (lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1")
 _RULES: dict[str, Rule] = {
-    "MODEL.DETCO.STAGES": (
-        lambda names: _are_names(names) and len(names) > 0,
-        "a list of different backbone stages, such as res2, res3, res4, res5",
-    ),
+    "MODEL.DETCO.STAGES": (lambda v: v and _are_names(v), "a list of different backbone stages"),
     "MODEL.DETCO.FAMILIES": (
-        lambda names: _are_names(names) and len(names) > 0 and set(names) <= set(FAMILIES),
+        lambda names: names and _are_names(names) and set(names) <= set(FAMILIES),
         f"one or more of {list(FAMILIES)}",
     ),
     "MODEL.DETCO.EMBED_DIM": _at_least(1),
@@ -72,10 +66,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.DETCO.TEMPERATURE": (lambda value: _is_number(value, 0) and value > 0, "above 0"),
     "MODEL.DETCO.CHECKPOINT_STAGES": (_are_names, "a list of different parts of the backbone"),
     "MODEL.PIXEL_MEAN": (lambda values: _are_numbers(values, 3), "three numbers"),
-    "MODEL.PIXEL_STD": (
-        lambda values: _are_numbers(values, 3) and min(values) > 0,
-        "three numbers above 0",
-    ),
+    "MODEL.PIXEL_STD": (lambda v: _are_numbers(v, 3) and min(v) > 0, "three numbers above 0"),
     "INPUT.FORMAT": _one_of("RGB", "BGR"),
     "INPUT.DETCO.GLOBAL_SIZE": _at_least(1),
     "INPUT.DETCO.GLOBAL_SCALE": _SHARES,

@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -37,13 +38,15 @@ class DetCoDatasetMapper:
         node = cfg.INPUT.DETCO
         names = views or required_views(cfg.MODEL.DETCO.FAMILIES)
         self.views = {name: View(node, name.partition("_")[0]) for name in names}
+        self.limits: dict[str, Any] = {"min_side": node.MIN_SIDE, "max_pixels": node.MAX_PIXELS}
         self.patch_size = node.PATCH_SIZE
         self.is_bgr = cfg.INPUT.FORMAT == "BGR"
         self.augmentation = node.AUGMENTATION
         if self.augmentation == "exact":
             logger.warning('INPUT.DETCO.AUGMENTATION "exact" is gone; "pil" takes its place')
             self.augmentation = "pil"
-        self.limits = {"min_side": node.MIN_SIDE, "max_pixels": node.MAX_PIXELS}
+        if self.augmentation != "pil":
+            self.limits["reduction"] = partial(safe_reduction, views=self.views.values())
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """The loader's half: `file_name`, and for each view a uint8 tensor.
@@ -81,16 +84,11 @@ class DetCoDatasetMapper:
         path = dataset_dict["file_name"]
         try:
             with _open(dataset_dict) as file:
-                return decode_image(file, **self.limits, reduction=self._reduction)
+                return decode_image(file, **self.limits)
         except UnreadableImage as error:
             raise UnreadableImage(error.reason, path) from error
         except (OSError, ValueError) as error:  # of opening; a path may not hold a zero byte
             raise UnreadableImage(f"{type(error).__name__}: {error}", path) from error
-
-    def _reduction(self, width: int, height: int) -> int:
-        if self.augmentation == "pil":
-            return 1
-        return safe_reduction(width, height, self.views.values())
 
     def _make_view(self, image: Any, view: str) -> dict[str, torch.Tensor]:
         draw, jigsaw = self.views[view], {}

@@ -147,13 +147,9 @@ def build_pretrain_loader(
 
     Args:
         images: Detectron2 data-set dicts; see :func:`load_train_images`.
-        mapper: a :class:`DetCoDatasetMapper`, or anything that makes a dict of tensors of one of
-            them, with randomness from torch's generator only.
-        total_batch_size: images in a batch over all processes, which must divide it.
-        seed: the same on all processes.
-        start_iter: the iteration at which the stream starts.
+        mapper: makes a dict of tensors of one of them, with randomness from torch's generator only.
+        total_batch_size: images in a batch over all processes, whose number must divide it.
         timeout: seconds that a loader process may take for a batch; 0: any number.
-        start_worker: called in each loader process.
     """
     world_size = comm.get_world_size()
     return torch.utils.data.DataLoader(

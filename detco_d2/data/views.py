@@ -16,16 +16,6 @@ RATIO = (3 / 4, 4 / 3)  # width / height of a random crop
 _JITTER = ("brightness", "contrast", "saturation", "hue")  # in the order of torchvision's numbers
 
 
-class PilGaussianBlur:
-    """Gaussian blur by Pillow with sigma drawn uniformly from a range, as in MoCo v2."""
-
-    def __init__(self, sigma: tuple[float, float]) -> None:
-        self.sigma = sigma
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(torch.empty(()).uniform_(*self.sigma).item()))
-
-
 def _happens(probability: float) -> bool:
     return torch.rand(1).item() < probability
 
@@ -59,9 +49,15 @@ class View:
                 *self.randaugment,
                 T.RandomApply([self.jitter], p=node.COLOR_JITTER_PROB),
                 T.RandomGrayscale(node.GRAYSCALE_PROB),
-                T.RandomApply([PilGaussianBlur(node.BLUR_SIGMA)], p=node.BLUR_PROB),
+                T.RandomApply([T.Lambda(self.blur)], p=node.BLUR_PROB),
             ]
         )
+
+    def sigma(self) -> float:
+        return torch.empty(()).uniform_(*self.node.BLUR_SIGMA).item()
+
+    def blur(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(self.sigma()))
 
     def crop(self, pyramid: "Pyramid") -> np.ndarray:
         """Crop, flip and RandAugment, of shape (size, size, 3)."""
@@ -83,8 +79,7 @@ class View:
         if _happens(self.node.GRAYSCALE_PROB):
             colours.append(("grayscale", 0.0))
         blurred = _happens(self.node.BLUR_PROB)
-        sigma = torch.empty(()).uniform_(*self.node.BLUR_SIGMA).item() if blurred else 0.0
-        return Photometric(tuple(colours), sigma)
+        return Photometric(tuple(colours), self.sigma() if blurred else 0.0)
 
 
 class Pyramid:

@@ -101,10 +101,9 @@ class KNNHook(HookBase):
             logger.warning("%s", error)
             features, numbers = {}, torch.zeros(0, dtype=torch.long)
         parts = comm.gather((features, numbers)) or [(features, numbers)]
-        by_stage: dict[str, list[torch.Tensor]] = {}
+        joined: dict[str, torch.Tensor] = {}
         for found, _ in parts:
             for (_, stage), values in found.items():
-                by_stage.setdefault(stage, []).append(values)
+                joined[stage] = torch.cat([joined[stage], values]) if stage in joined else values
         order = torch.cat([positions for _, positions in parts])
-        joined = {stage: torch.cat(values) for stage, values in by_stage.items()}
         return joined, torch.from_numpy(half.labels)[order]

@@ -42,9 +42,8 @@ class ViewsHook(HookBase):
         self.request = Path(folder, "show_views")
 
     def before_step(self) -> None:
-        iteration = self.trainer.iter
-        is_first = iteration == self.trainer.start_iter
-        is_due = self.period > 0 and iteration % self.period == 0
+        is_first = self.trainer.iter == self.trainer.start_iter
+        is_due = self.period > 0 and self.trainer.iter % self.period == 0
         self.step.keep_views = is_first or is_due or self.request.exists()
 
     def after_step(self) -> None:

@@ -55,7 +55,6 @@ class Encoder(nn.Module):
         """
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
-            stages: names of the outputs under contrast.
             global_heads, local_heads: of C and of 9C inputs; empty when no family reads them.
         """
         super().__init__()
