@@ -41,14 +41,12 @@ def colour_matrices(drawn: Photometric) -> tuple[np.ndarray, np.ndarray]:
             continue
         if operation == "brightness":
             matrix = factor * np.eye(3)
-        elif operation == "saturation":
-            matrix = factor * np.eye(3) + (1 - factor) * _TO_GRAY
         elif operation == "hue":
             angle = 2 * math.pi * factor
             matrix = math.cos(angle) * (np.eye(3) - _GREY_AXIS) + _GREY_AXIS  # Rodrigues' formula
             matrix = matrix + math.sin(angle) * _ABOUT_GREY
-        else:
-            matrix = _TO_GRAY
+        else:  # saturation, or grayscale, which is none of it
+            matrix = factor * np.eye(3) + (1 - factor) * _TO_GRAY
         pixel, mean = matrix @ pixel, matrix @ mean
     return pixel, mean
 

@@ -16,8 +16,6 @@ from ..weights.frozen import FrozenBackbone
 from ..weights.input_spec import InputSpec
 from .stopping import StopRequest
 
-_KEY = "TEST.KNN.DATASET"
-
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +25,9 @@ def load_knn_halves(cfg: CfgNode) -> tuple[Labelled, Labelled]:
     Raises:
         ValueError, FileNotFoundError: see :func:`load_halves`.
     """
-    return load_halves(cfg.TEST.KNN.DATASET, max_images=cfg.TEST.KNN.MAX_IMAGES, key=_KEY)
+    return load_halves(
+        cfg.TEST.KNN.DATASET, max_images=cfg.TEST.KNN.MAX_IMAGES, key="TEST.KNN.DATASET"
+    )
 
 
 class KNNHook(HookBase):
@@ -68,7 +68,7 @@ class KNNHook(HookBase):
             return
         (features, y), (test_features, test_y) = halves
         if not len(y) or not len(test_y):
-            logger.warning("No k-NN: no image of a half of %s can be read.", _KEY)
+            logger.warning("No k-NN: no image of a half of TEST.KNN.DATASET can be read.")
             return
         k = self.cfg.TEST.KNN.NEIGHBOURS
         found = {

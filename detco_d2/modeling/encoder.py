@@ -163,13 +163,9 @@ def _checkpointed_forward(stage: Any, images: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def _norms_left_alone(module: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a batch twice: the second pass leaves their statistics."""
-    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    before = [buffer.clone() for buffer in module.buffers()]
     try:
         yield
     finally:
-        for norm, (momentum, num_batches) in zip(norms, before):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches)
+        for buffer, old in zip(module.buffers(), before):
+            buffer.data.copy_(old)  # unseen by autograd, which holds them for the backward pass
