@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import sys
 from types import ModuleType
-from typing import Any
 
 
 def check_installation() -> None:
@@ -92,14 +91,6 @@ def current_event_storage() -> EventStorage | None:
         return get_event_storage()
     except AssertionError:
         return None
-
-
-def pictures_of(storage: EventStorage) -> list[tuple[str, Any, int]]:
-    """(name, pixels of shape (3, H, W), iteration) of each picture that waits for the writers.
-
-    Detectron2 has no public way to read them; its own TensorBoard writer reads this attribute.
-    """
-    return storage._vis_data
 
 
 def has_compiled_coco_evaluator() -> bool:

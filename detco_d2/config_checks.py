@@ -23,11 +23,8 @@ def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bo
 
 
 def _are_numbers(values: Any, count: int, low: float = -math.inf, high: float = math.inf) -> bool:
-    return (
-        isinstance(values, (list, tuple))
-        and len(values) == count
-        and all(_is_number(value, low, high) for value in values)
-    )
+    is_list = isinstance(values, (list, tuple)) and len(values) == count
+    return is_list and all(_is_number(value, low, high) for value in values)
 
 
 def _are_names(values: Any) -> bool:
@@ -40,15 +37,12 @@ def _at_least(low: float) -> Rule:
     return lambda value: _is_number(value, low), f"at least {low}"
 
 
-def _between(low: float, high: float) -> Rule:
-    return lambda value: _is_number(value, low, high), f"between {low} and {high}"
+def _up_to(high: float) -> Rule:
+    return lambda value: _is_number(value, 0, high), f"between 0 and {high}"
 
 
-def _range(high: float, allowed: str) -> Rule:
-    return (
-        lambda pair: _are_numbers(pair, 2, 0, high) and 0 < pair[0] <= pair[1],
-        f"two numbers, {allowed}",
-    )
+def _is_range(pair: Any, high: float = math.inf) -> bool:
+    return _are_numbers(pair, 2, 0, high) and 0 < pair[0] <= pair[1]
 
 
 def _one_of(*values: str) -> Rule:
@@ -56,46 +50,38 @@ def _one_of(*values: str) -> Rule:
     return lambda value: value in values, f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
+_SHARES: Rule = (lambda pair: _is_range(pair, 1), "two numbers, 0 < low <= high <= 1")
 _BELOW_ONE: Rule = (lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1")
 _RULES: dict[str, Rule] = {
-    "MODEL.DETCO.STAGES": (
-        lambda names: _are_names(names) and len(names) > 0,
-        "a list of different backbone stages, such as res2, res3, res4, res5",
-    ),
+    "MODEL.DETCO.STAGES": (lambda v: v and _are_names(v), "a list of different backbone stages"),
     "MODEL.DETCO.FAMILIES": (
-        lambda names: _are_names(names) and len(names) > 0 and set(names) <= set(FAMILIES),
+        lambda names: names and _are_names(names) and set(names) <= set(FAMILIES),
         f"one or more of {list(FAMILIES)}",
     ),
     "MODEL.DETCO.EMBED_DIM": _at_least(1),
     "MODEL.DETCO.HEAD_NORM": _one_of("", "BN", "SyncBN", "LN"),
     "MODEL.DETCO.QUEUE_LENGTH": _at_least(1),
     "MODEL.DETCO.QUEUE_FILL": (lambda value: isinstance(value, bool), "True or False"),
-    "MODEL.DETCO.MOMENTUM": _between(0, 1),
+    "MODEL.DETCO.MOMENTUM": _up_to(1),
     "MODEL.DETCO.TEMPERATURE": (lambda value: _is_number(value, 0) and value > 0, "above 0"),
-    "MODEL.DETCO.CHECKPOINT_STAGES": (
-        _are_names,
-        "a list of different parts of the backbone, such as stem, res2",
-    ),
+    "MODEL.DETCO.CHECKPOINT_STAGES": (_are_names, "a list of different parts of the backbone"),
     "MODEL.PIXEL_MEAN": (lambda values: _are_numbers(values, 3), "three numbers"),
-    "MODEL.PIXEL_STD": (
-        lambda values: _are_numbers(values, 3) and min(values) > 0,
-        "three numbers above 0",
-    ),
+    "MODEL.PIXEL_STD": (lambda v: _are_numbers(v, 3) and min(v) > 0, "three numbers above 0"),
     "INPUT.FORMAT": _one_of("RGB", "BGR"),
     "INPUT.DETCO.GLOBAL_SIZE": _at_least(1),
-    "INPUT.DETCO.GLOBAL_SCALE": _range(1, "0 < low <= high <= 1"),
-    "INPUT.DETCO.LOCAL_SCALE": _range(1, "0 < low <= high <= 1"),
+    "INPUT.DETCO.GLOBAL_SCALE": _SHARES,
+    "INPUT.DETCO.LOCAL_SCALE": _SHARES,
     "INPUT.DETCO.COLOR_JITTER": (
         lambda values: _are_numbers(values, 4, low=0) and values[3] <= 0.5,
         "four numbers >= 0 (brightness, contrast, saturation, hue), the hue at most 0.5",
     ),
-    "INPUT.DETCO.COLOR_JITTER_PROB": _between(0, 1),
-    "INPUT.DETCO.GRAYSCALE_PROB": _between(0, 1),
-    "INPUT.DETCO.BLUR_PROB": _between(0, 1),
-    "INPUT.DETCO.BLUR_SIGMA": _range(math.inf, "0 < low <= high"),
-    "INPUT.DETCO.FLIP_PROB": _between(0, 1),
+    "INPUT.DETCO.COLOR_JITTER_PROB": _up_to(1),
+    "INPUT.DETCO.GRAYSCALE_PROB": _up_to(1),
+    "INPUT.DETCO.BLUR_PROB": _up_to(1),
+    "INPUT.DETCO.BLUR_SIGMA": (_is_range, "two numbers, 0 < low <= high"),
+    "INPUT.DETCO.FLIP_PROB": _up_to(1),
     "INPUT.DETCO.RANDAUGMENT_OPS": _at_least(0),
-    "INPUT.DETCO.RANDAUGMENT_MAGNITUDE": _between(0, 30),  # torchvision has 31
+    "INPUT.DETCO.RANDAUGMENT_MAGNITUDE": _up_to(30),  # torchvision has 31
     "INPUT.DETCO.AUGMENTATION": (
         lambda value: value in ("pil", "fast", "device", "exact"),  # the last means "pil"
         '"pil", "fast" or "device"',

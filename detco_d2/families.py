@@ -1,7 +1,6 @@
 """The loss families of equation 1, and the views that they read."""
 
-# The three loss families of equation 1: which view asks (query), and which view gives the
-# positive key and owns the queue of negatives.
+# Which view asks (query), and which view gives the positive key and owns the queue of negatives.
 FAMILIES: dict[str, tuple[str, str]] = {
     "gg": ("global", "global"),  # eq. 2
     "gl": ("local", "global"),  # eq. 4: one direction only, a local query and a global key

@@ -12,7 +12,6 @@ from detectron2.modeling import build_model
 from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.data.stream import build_pretrain_loader, pack_images
-from detco_d2.engine.hooks import StepHook
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone
 from detco_d2.weights.frozen import build_resnet
@@ -31,7 +30,10 @@ def test_detectron2s_own_loop_trains_it_and_its_backbone_goes_on(scenes, tmp_pat
     loader = build_pretrain_loader(images, DetCoDatasetMapper(cfg), **sizes)
     trainer = SimpleTrainer(model, loader, torch.optim.SGD(model.query_encoder.parameters(), 0.03))
     checkpointer = DetectionCheckpointer(model, str(tmp_path), trainer=trainer)
-    trainer.register_hooks([StepHook(model), hooks.PeriodicCheckpointer(checkpointer, period=2)])
+    steps = hooks.CallbackHook(
+        before_step=lambda _: model.begin_step(), after_step=lambda _: model.finish_step()
+    )
+    trainer.register_hooks([steps, hooks.PeriodicCheckpointer(checkpointer, period=2)])
     before = model.query_encoder.backbone.res5[2].conv2.weight.detach().clone()
     average = model.key_encoder.backbone.res5[2].conv2.weight.detach().clone()
     trainer.train(0, 2)

@@ -56,7 +56,7 @@ def test_the_results_of_the_demo_around_a_run_are_found(tool, run):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["RUN/.."], "there are runs in .*pretrain"),
+        (["RUN/.."], "not the output folder of a run"),
         (["/nowhere"], "There is no '/nowhere/metrics.json'"),
         (["RUN", "--transfer", "/nowhere"], "no results.json in /nowhere"),
         (["RUN", "--output", "/nowhere/report.html"], "/nowhere"),

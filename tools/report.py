@@ -29,9 +29,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("run", type=Path, help="output folder of a run")
-    add(
-        "--transfer", type=Path, action="append", default=[], help="folder with results; repeatable"
-    )
+    add("--transfer", type=Path, action="append", default=[], help="folder of tools/benchmark.py")
     add("--output", type=Path, help="the file to write; default: report.html in the folder")
     args = parser.parse_args(at_home(sys.argv[1:]))
     setup_logger(name="detco_d2", abbrev_name="detco")

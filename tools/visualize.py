@@ -40,6 +40,7 @@ from detco_d2.weights.frozen import STAGES, FrozenBackbone, frozen_backbone, ran
 
 MAX_IMAGES = 100  # that are read
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZE = 224  # side of the pictures, in pixels; a multiple of 32
 logger = logging.getLogger("detco_d2.visualize")
 
 
@@ -53,8 +54,7 @@ def parse_weights(text: str) -> tuple[str, str]:
 
 def parse_box(text: str) -> tuple[float, ...]:
     """Left, top, right and bottom as shares of a picture."""
-    numbers = tuple(float(part) for part in text.split(","))
-    left, top, right, bottom = numbers
+    left, top, right, bottom = numbers = tuple(map(float, text.split(",")))
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise ValueError
     return numbers
@@ -78,7 +78,7 @@ def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
     pictures = []
     for file in [files[i * len(files) // count] for i in range(count)]:
         try:
-            pictures.append(read_square(file, args.size))
+            pictures.append(read_square(file, SIZE))
         except UnreadableImage as error:
             logger.warning("Skipped: %s", error)
     logger.info("%d of %d images", len(pictures), len(files))
@@ -131,7 +131,6 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", nargs="+", help="files, folders or data sets")
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--count", type=int, default=4, help="images or patches that are shown")
-    add("--size", type=int, default=224, help="side of the pictures, in pixels; a multiple of 32")
     box = "of the query patch: left,top,right,bottom as shares of the first picture"
     add("--box", type=parse_box, default=(0.3, 0.3, 0.7, 0.7), help=box)
     add("--output", type=Path, help="folder; default: pictures/ beside the first weight file")
@@ -140,8 +139,8 @@ def parse_arguments() -> argparse.Namespace:
     args.weights = dict(args.weights)
     if len(names) > len(args.weights):
         parser.error(f"--weights has one name twice, of {names}; give each a NAME=FILE of its own")
-    if args.size % 32 or min(args.size, args.count) < 1:
-        parser.error("--size must be a multiple of 32, and --count at least 1")
+    if args.count < 1:
+        parser.error("--count must be at least 1")
     if not args.images and args.kind != "detections":
         parser.error("--images names no file or folder")
     args.first = next(filter(None, args.weights.values()), None)

@@ -36,14 +36,8 @@ def cut_jigsaw_batch(
 ) -> torch.Tensor:
     """:func:`cut_jigsaw` for N crops of shape (N, 3, S, S) at once, on any device."""
     side = crops.shape[-1] // GRID
-    inside = torch.arange(patch_size, device=crops.device)
-    rows = (cells // GRID * side + offsets[..., 0])[..., None] + inside
-    columns = (cells % GRID * side + offsets[..., 1])[..., None] + inside
-    images = torch.arange(len(crops), device=crops.device).view(-1, 1, 1, 1)
-    patches = crops[images, :, rows[..., :, None], columns[..., None, :]]
-    return patches.permute(0, 1, 4, 2, 3)
-
-
-def original_order(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """The patches of one image, of shape (9, 3, p, p), where they were before the shuffle."""
-    return patches[torch.argsort(cells)]
+    rows = cells // GRID * side + offsets[..., 0]
+    columns = cells % GRID * side + offsets[..., 1]
+    images = torch.arange(len(crops), device=crops.device)[:, None]
+    windows = crops.unfold(2, patch_size, 1).unfold(3, patch_size, 1)  # a view of the crops
+    return windows[images, :, rows, columns]

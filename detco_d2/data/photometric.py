@@ -25,39 +25,35 @@ _ABOUT_GREY = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # t
 
 @dataclass(frozen=True)
 class Photometric:
-    """What was drawn for one view: jitter, then grayscale, then blur."""
+    """What was drawn for one view: colours, then blur."""
 
-    jitter: tuple[tuple[str, float], ...] = ()  # torchvision's operations and factors, in order
-    grayscale: bool = False
+    colours: tuple[tuple[str, float], ...] = ()  # torchvision's operations and factors, in order
     sigma: float = 0.0  # of the Gaussian blur, in pixels; 0 for none
 
 
 def colour_matrices(drawn: Photometric) -> tuple[np.ndarray, np.ndarray]:
     """A and U, both (3, 3): what becomes of a pixel p in a view of mean colour m is A p + U m."""
     pixel, mean = np.eye(3), np.zeros((3, 3))
-    steps = list(drawn.jitter) + ([("grayscale", 0.0)] if drawn.grayscale else [])
-    for operation, factor in steps:
+    for operation, factor in drawn.colours:
         if operation == "contrast":  # towards the grey of the mean, which is now (A + U) m
             towards = (1 - factor) * _TO_GRAY @ (pixel + mean)
             pixel, mean = factor * pixel, factor * mean + towards
             continue
         if operation == "brightness":
             matrix = factor * np.eye(3)
-        elif operation == "saturation":
-            matrix = factor * np.eye(3) + (1 - factor) * _TO_GRAY
         elif operation == "hue":
             angle = 2 * math.pi * factor
             matrix = math.cos(angle) * (np.eye(3) - _GREY_AXIS) + _GREY_AXIS  # Rodrigues' formula
             matrix = matrix + math.sin(angle) * _ABOUT_GREY
-        else:
-            matrix = _TO_GRAY
+        else:  # saturation, or grayscale, which is none of it
+            matrix = factor * np.eye(3) + (1 - factor) * _TO_GRAY
         pixel, mean = matrix @ pixel, matrix @ mean
     return pixel, mean
 
 
 def apply_fast(array: np.ndarray, drawn: Photometric) -> np.ndarray:
     """One pass of OpenCV for all colours and one for the blur; RGB, of shape (S, S, 3), uint8."""
-    if drawn.jitter or drawn.grayscale:
+    if drawn.colours:
         pixel, mean = colour_matrices(drawn)
         offset = mean @ cv2.mean(array)[:3] if mean.any() else np.zeros(3)
         array = cv2.transform(array, np.column_stack([pixel, offset]).astype(np.float32))

@@ -8,7 +8,7 @@ their order alone.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,40 +46,6 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def map_seeded(mapper: Callable[[Any], Any], item: Any, seed: int) -> Any:
-    """Call a mapper with torch's generator seeded, and leave that generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return mapper(item)
-
-
-def map_readable(
-    mapper: Callable[[Any], Any], candidates: Iterable[dict[str, Any]], seed: int
-) -> Any:
-    """The sample of the first candidate that can be read, made with this seed.
-
-    If others could not be read, `bad_images` in it is the list of their (path, reason).
-
-    Raises:
-        RuntimeError: a hundred candidates in a row cannot be read.
-    """
-    bad: dict[tuple[str, str], None] = {}  # a set in the order of the candidates
-    for image in itertools.islice(candidates, _MAX_UNREADABLE):
-        try:
-            sample = map_seeded(mapper, image, seed)
-        except UnreadableImage as error:
-            bad[error.path, error.reason] = None
-            continue
-        if bad:
-            sample["bad_images"] = list(bad)
-        return sample
-    first = "\n".join(f"  {path!r}: {reason}" for path, reason in list(bad)[:5])
-    raise RuntimeError(
-        f"{_MAX_UNREADABLE} images of DATASETS.TRAIN that were tried in a row, {len(bad)} of them "
-        f"different, cannot be read; the first are:\n{first}"
-    )
-
-
 def shuffle_windows(sizes: Sequence[int], seed: int) -> torch.Tensor:
     """A random order of the images of shards of these sizes, of shape (N,).
 
@@ -93,17 +59,6 @@ def shuffle_windows(sizes: Sequence[int], seed: int) -> torch.Tensor:
         images = torch.cat([shards[shard] for shard in window])
         order.append(images[torch.randperm(len(images), generator=generator)])
     return torch.cat(order)
-
-
-class StreamSampler(torch.utils.data.Sampler):
-    """Positions start + rank, start + rank + world, ...: this process's share of the stream."""
-
-    def __init__(self, start: int) -> None:
-        self.first = start + comm.get_rank()
-        self.step = comm.get_world_size()
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.first, self.step)
 
 
 class StreamDataset(torch.utils.data.Dataset):
@@ -136,8 +91,32 @@ class StreamDataset(torch.utils.data.Dataset):
             yield self.images[mix_seed(self.seed, _REPLACEMENT, position, attempt) % len(self)]
 
     def __getitem__(self, position: int) -> Any:
+        """The sample of the first candidate that can be read, made with a seed of the position.
+
+        If others could not be read, `bad_images` in it is the list of their (path, reason). The
+        state of torch's generator is left as it was.
+
+        Raises:
+            RuntimeError: a hundred candidates in a row cannot be read.
+        """
         seed = mix_seed(self.seed, _VIEWS, position)
-        return map_readable(self.mapper, self.candidates(position), seed)
+        bad: dict[tuple[str, str], None] = {}  # a set in the order of the candidates
+        for image in itertools.islice(self.candidates(position), _MAX_UNREADABLE):
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed)
+                    sample = self.mapper(image)
+            except UnreadableImage as error:
+                bad[error.path, error.reason] = None
+                continue
+            if bad:
+                sample["bad_images"] = list(bad)
+            return sample
+        first = "\n".join(f"  {path!r}: {reason}" for path, reason in list(bad)[:5])
+        raise RuntimeError(
+            f"{_MAX_UNREADABLE} images of DATASETS.TRAIN that were tried in a row, {len(bad)} of "
+            f"them different, cannot be read; the first are:\n{first}"
+        )
 
 
 def collate_views(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,18 +147,15 @@ def build_pretrain_loader(
 
     Args:
         images: Detectron2 data-set dicts; see :func:`load_train_images`.
-        mapper: a :class:`DetCoDatasetMapper`, or anything that makes a dict of tensors of one of
-            them, with randomness from torch's generator only.
-        total_batch_size: images in a batch over all processes, which must divide it.
-        seed: the same on all processes.
-        start_iter: the iteration at which the stream starts.
+        mapper: makes a dict of tensors of one of them, with randomness from torch's generator only.
+        total_batch_size: images in a batch over all processes, whose number must divide it.
         timeout: seconds that a loader process may take for a batch; 0: any number.
-        start_worker: called in each loader process.
     """
+    world_size = comm.get_world_size()
     return torch.utils.data.DataLoader(
         StreamDataset(images, mapper, seed),
-        batch_size=total_batch_size // comm.get_world_size(),
-        sampler=StreamSampler(start_iter * total_batch_size),
+        batch_size=total_batch_size // world_size,
+        sampler=itertools.count(start_iter * total_batch_size + comm.get_rank(), world_size),
         num_workers=num_workers,
         collate_fn=collate_views,
         pin_memory=pin_memory,

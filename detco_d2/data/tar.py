@@ -7,7 +7,6 @@ messages and never paths; only regular files are taken.
 import array
 import glob
 import itertools
-import logging
 import os
 import re
 import tarfile
@@ -26,8 +25,6 @@ from .folders import is_hidden
 
 _FORMAT = 2  # of an index, and of what it takes for an image
 _MAX_BYTES = 2**30  # of an image
-
-logger = logging.getLogger(__name__)
 
 
 class ShardIndex(NamedTuple):
@@ -57,7 +54,6 @@ class TarImages(Sequence[dict[str, Any]]):
         self.indices = [_load_index(path, folder) for path in bar]
         self.shard_sizes = [len(index.places) for index in self.indices]
         self._ends = np.cumsum(self.shard_sizes)
-        logger.info("%d tar shards: %d images", len(self.paths), len(self))
 
     def __len__(self) -> int:
         return int(self._ends[-1])

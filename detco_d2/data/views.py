@@ -1,102 +1,85 @@
 """The random transforms of the global and the local view (paper section 3.4, MoCo v2)."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from PIL import Image, ImageFilter
 from torchvision import transforms as T
 
 from .photometric import Photometric
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a random crop
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """How one kind of view is drawn: a crop, and the photometric set of MoCo v2."""
-
-    size: int  # side of the result in pixels
-    scale: tuple[float, float]  # share of the image's area that the random crop covers
-    flip_prob: float
-    color_jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
-    color_jitter_prob: float
-    grayscale_prob: float
-    blur_prob: float
-    blur_sigma: tuple[float, float]
-    randaugment_ops: int = 0  # before the colour jitter; 0 is none
-    randaugment_magnitude: int = 9
-
-
-class PilGaussianBlur:
-    """Gaussian blur by Pillow with sigma drawn uniformly from a range, as in MoCo v2."""
-
-    def __init__(self, sigma: tuple[float, float]) -> None:
-        self.sigma = sigma
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(torch.empty(()).uniform_(*self.sigma).item()))
-
-
-def build_view_transform(settings: ViewSettings) -> Callable[[Image.Image], Image.Image]:
-    """The chain of torchvision on RGB Pillow images, which defines what a view is."""
-    bilinear = T.InterpolationMode.BILINEAR
-    steps: list[Callable] = [
-        T.RandomResizedCrop(settings.size, settings.scale, RATIO, interpolation=bilinear),
-        T.RandomHorizontalFlip(settings.flip_prob),
-    ]
-    if settings.randaugment_ops:
-        steps.append(T.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude))
-    steps += [
-        T.RandomApply([T.ColorJitter(*settings.color_jitter)], p=settings.color_jitter_prob),
-        T.RandomGrayscale(settings.grayscale_prob),
-        T.RandomApply([PilGaussianBlur(settings.blur_sigma)], p=settings.blur_prob),
-    ]
-    return T.Compose(steps)
+_JITTER = ("brightness", "contrast", "saturation", "hue")  # in the order of torchvision's numbers
 
 
 def _happens(probability: float) -> bool:
     return torch.rand(1).item() < probability
 
 
-class ViewDraw:
-    """Draws what :func:`build_view_transform` draws from the same state of torch's generator."""
+class View:
+    """Draws one kind of view: a crop, and the photometric set of MoCo v2.
 
-    def __init__(self, settings: ViewSettings) -> None:
-        self.settings = settings
-        self.jitter = T.ColorJitter(*settings.color_jitter)
-        self.randaugment = T.RandAugment(settings.randaugment_ops, settings.randaugment_magnitude)
+    Attributes:
+        chain: of torchvision on RGB Pillow images, which defines what a view is. :meth:`crop` and
+            :meth:`photometric` draw what it draws from the same state of torch's generator.
+    """
+
+    def __init__(self, node: CfgNode, kind: str) -> None:
+        """
+        Args:
+            node: INPUT.DETCO.
+            kind: "global" or "local", which is the crop for the jigsaw.
+        """
+        self.node = node
+        self.size: int = node[f"{kind.upper()}_SIZE"]
+        self.scale: tuple[float, float] = tuple(node[f"{kind.upper()}_SCALE"])
+        self.jitter = T.ColorJitter(*node.COLOR_JITTER)
+        self.randaugment = []
+        if kind == "global" and node.RANDAUGMENT_OPS:
+            self.randaugment.append(T.RandAugment(node.RANDAUGMENT_OPS, node.RANDAUGMENT_MAGNITUDE))
+        bilinear = T.InterpolationMode.BILINEAR
+        self.chain = T.Compose(
+            [
+                T.RandomResizedCrop(self.size, self.scale, RATIO, interpolation=bilinear),
+                T.RandomHorizontalFlip(node.FLIP_PROB),
+                *self.randaugment,
+                T.RandomApply([self.jitter], p=node.COLOR_JITTER_PROB),
+                T.RandomGrayscale(node.GRAYSCALE_PROB),
+                T.RandomApply([T.Lambda(self.blur)], p=node.BLUR_PROB),
+            ]
+        )
+
+    def sigma(self) -> float:
+        return torch.empty(()).uniform_(*self.node.BLUR_SIGMA).item()
+
+    def blur(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(self.sigma()))
 
     def crop(self, pyramid: "Pyramid") -> np.ndarray:
         """Crop, flip and RandAugment, of shape (size, size, 3)."""
-        settings = self.settings
-        box = T.RandomResizedCrop.get_params(pyramid.image, list(settings.scale), list(RATIO))
-        view = pyramid.crop(box, settings.size)
-        if _happens(settings.flip_prob):
+        box = T.RandomResizedCrop.get_params(pyramid.image, list(self.scale), list(RATIO))
+        view = pyramid.crop(box, self.size)
+        if _happens(self.node.FLIP_PROB):
             view = cv2.flip(view, 1)
-        if settings.randaugment_ops:
-            view = np.asarray(self.randaugment(Image.fromarray(view)))
+        for randaugment in self.randaugment:
+            view = np.asarray(randaugment(Image.fromarray(view)))
         return view
 
     def photometric(self) -> Photometric:
         """The rest of the chain's draws, to be called after the crop."""
-        settings, jitter = self.settings, ()
-        if _happens(settings.color_jitter_prob):
-            order, *factors = T.ColorJitter.get_params(
-                self.jitter.brightness,
-                self.jitter.contrast,
-                self.jitter.saturation,
-                self.jitter.hue,
-            )
-            named = list(zip(("brightness", "contrast", "saturation", "hue"), factors))
-            jitter = tuple(named[i] for i in order.tolist() if named[i][1] is not None)
-        grayscale = _happens(settings.grayscale_prob)
-        blurred = _happens(settings.blur_prob)
-        sigma = torch.empty(()).uniform_(*settings.blur_sigma).item() if blurred else 0.0
-        return Photometric(jitter, grayscale, sigma)
+        colours = []
+        if _happens(self.node.COLOR_JITTER_PROB):
+            order, *factors = self.jitter.get_params(*(getattr(self.jitter, n) for n in _JITTER))
+            drawn = [(_JITTER[i], factors[i]) for i in order.tolist()]
+            colours = [(name, factor) for name, factor in drawn if factor is not None]
+        if _happens(self.node.GRAYSCALE_PROB):
+            colours.append(("grayscale", 0.0))
+        blurred = _happens(self.node.BLUR_PROB)
+        return Photometric(tuple(colours), self.sigma() if blurred else 0.0)
 
 
 class Pyramid:
@@ -121,15 +104,14 @@ class Pyramid:
         return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def safe_reduction(width: int, height: int, settings: list[ViewSettings]) -> int:
+def safe_reduction(width: int, height: int, views: Iterable[View]) -> int:
     """The power of two by which an image may be decoded smaller unseen.
 
-    Every crop that the settings allow keeps at least as many pixels a side as its view has.
+    Every crop that the views allow keeps at least as many pixels a side as the view has.
     """
     reduction = 8  # what JPEG offers at most
-    for view in settings:
-        shortest = math.sqrt(view.scale[0] * width * height * RATIO[0])
-        shortest = min(shortest, width, height)
+    for view in views:
+        shortest = min(width, height, math.sqrt(view.scale[0] * width * height * RATIO[0]))
         while reduction > 1 and shortest / reduction < view.size:
             reduction //= 2
     return reduction

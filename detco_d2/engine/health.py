@@ -27,20 +27,16 @@ class HealthHook(HookBase):
     term), `images_per_second`, `data_time_share` (0..1).
     """
 
-    def __init__(
-        self, detco: Any, batch_size: int, period: int = PERIOD, collapse_period: int = 100
-    ) -> None:
+    collapse_period = 100  # iterations over which the median of the spread is taken
+
+    def __init__(self, detco: Any, batch_size: int) -> None:
         """
         Args:
             detco: the model, not in DDP.
             batch_size: images an iteration over all processes.
-            period: iterations between two lines; the first and the last iteration have one too.
-            collapse_period: iterations over which the median of the spread is taken.
         """
         self.detco = detco
         self.batch_size = batch_size
-        self.period = period
-        self.collapse_period = collapse_period
         self.collapsed: set[str] = set()  # each is said once, until it has recovered
         self.queue_length = detco.queue.features.shape[1]
         self.chance = math.log(self.queue_length + 1)
@@ -48,9 +44,8 @@ class HealthHook(HookBase):
 
     def before_train(self) -> None:
         missing, full_at = self._missing_keys(self.trainer.start_iter)
-        state = "The queues are full"
-        if missing:
-            state = f"The loss rises until the queues are full at iteration {full_at}"
+        rises = f"The loss rises until the queues are full at iteration {full_at}"
+        state = rises if missing else "The queues are full"
         logger.info(
             f"{state}; chance is then log(K + 1) = {self.chance:.2f} for each term, and "
             f"{self.total_chance:.2f} for the total loss."
@@ -69,14 +64,13 @@ class HealthHook(HookBase):
         if (self.trainer.iter + 1) % self.collapse_period == 0:
             self._warn_of_collapse(storage)
         if self._is_due():
-            progress, queues = self._progress(storage), self._queues(storage)
-            line = [progress, *self._contrast(storage), queues, *self._machine(storage)]
-            logger.info("%s", " | ".join(line))
+            line = [*self._contrast(storage), self._queues(storage), *self._machine(storage)]
+            logger.info("%s", " | ".join([self._progress(storage), *line]))
 
     def _is_due(self) -> bool:
         done = self.trainer.iter + 1
         ends = (self.trainer.start_iter + 1, self.trainer.max_iter)
-        return done % self.period == 0 or done in ends
+        return done % PERIOD == 0 or done in ends
 
     def _missing_keys(self, iteration: int) -> tuple[int, int]:
         """How many keys each queue lacks (undone steps add none), and when it will be full."""
@@ -120,16 +114,15 @@ class HealthHook(HookBase):
             texts = []
             for first in firsts:
                 names = [f"{kind}/{first}_{stage}" for stage in self.detco.stage_weights]
-                values = (scale * _median(storage, name, self.period) for name in names)
+                values = (scale * _median(storage, name) for name in names)
                 texts.append(f"{first} " + "/".join(f"{value:.{digits}f}" for value in values))
             return ", ".join(texts)
 
         stages, chance = "/".join(self.detco.stage_weights), 100 / (self.queue_length + 1)
         views = dict.fromkeys(view.split("_")[0] for view in self.detco.views if "query" in view)
-        loss = _median(storage, "total_loss", self.period)
         top1 = each("top1", self.detco.families, 100, 0)
         return [
-            f"loss {loss:.2f} (chance {self.total_chance:.2f})",
+            f"loss {_median(storage, 'total_loss'):.2f} (chance {self.total_chance:.2f})",
             f"top-1 % of {stages}: {top1} (chance {chance:.2g})",
             f"spread {each('spread', views, 1, 2)}",
         ]
@@ -137,8 +130,7 @@ class HealthHook(HookBase):
     def _machine(self, storage: EventStorage) -> list[str]:
         parts = []
         if "images_per_second" in storage.histories():
-            rate = _median(storage, "images_per_second", self.period)
-            share = _median(storage, "data_time_share", self.period)
+            rate, share = (_median(storage, n) for n in ("images_per_second", "data_time_share"))
             advice = "" if share < 0.2 else " (raise DATALOADER.NUM_WORKERS if cores are idle)"
             parts.append(f"{rate:.1f} images/s, waiting for data {100 * share:.0f} %{advice}")
         if "lr" in storage.histories():
@@ -148,10 +140,10 @@ class HealthHook(HookBase):
         return parts
 
 
-def _median(storage: EventStorage, name: str, count: int) -> float:
-    """Of the newest so many values that are numbers, since a step may be undone; or NaN."""
+def _median(storage: EventStorage, name: str) -> float:
+    """Of those values since the last line that are numbers (a step may be undone); or NaN."""
     values = storage.histories()[name].values() if name in storage.histories() else []
-    numbers = [value for value, _ in values[-count:] if math.isfinite(value)]
+    numbers = [value for value, _ in values[-PERIOD:] if math.isfinite(value)]
     return statistics.median(numbers) if numbers else math.nan
 
 

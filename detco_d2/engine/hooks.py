@@ -11,19 +11,6 @@ from detectron2.utils import comm
 logger = logging.getLogger(__name__)
 
 
-class StepHook(HookBase):
-    """Makes a DetCo's step begin and end, for trainers that know of none, as `SimpleTrainer`."""
-
-    def __init__(self, detco: Any) -> None:
-        self.detco = detco
-
-    def before_step(self) -> None:
-        self.detco.begin_step()
-
-    def after_step(self) -> None:
-        self.detco.finish_step()
-
-
 class CheckpointHook(hooks.PeriodicCheckpointer):
     """Detectron2's, which goes on when the disk is full: the next save may find it emptied.
 
@@ -41,12 +28,11 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
             RuntimeError: the disk has no room for a single checkpoint.
         """
         super().before_train()
-        free, size = self._free(), self._size()
-        keep = self.checkpointer.keep or 1
-        text = f"{self._room('a checkpoint')}, and {keep} are kept while one is written."
-        if free < size:
+        keep, (room, count) = self.checkpointer.keep or 1, self._room()
+        text = f"{room}, and {keep} are kept while one is written."
+        if count < 1:
             raise RuntimeError(f"{text} Free space there, or name another OUTPUT_DIR.")
-        if free < (keep + 1) * size:
+        if count < keep + 1:
             logger.warning("%s", text)
 
     def after_step(self) -> None:
@@ -61,7 +47,7 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
             self.failures += 1
             text = (
-                f"No checkpoint at iteration {self.trainer.iter}: {error}. {self._room('one')}. "
+                f"No checkpoint at iteration {self.trainer.iter}: {error}. {self._room()[0]}. "
                 "Earlier ones are untouched."
             )
             if self.trainer.iter + 1 >= self.trainer.max_iter:
@@ -71,19 +57,19 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
                 raise RuntimeError(f"{text} {allowed}") from error
             logger.error("%s Training goes on.", text)
 
-    def _room(self, subject: str) -> str:
-        folder = os.path.abspath(self.checkpointer.save_dir)
-        free, size = self._free() / 1e6, self._size() / 1e6
-        return f"{folder} has {free:.1f} MB free; {subject} takes {size:.1f} MB"
+    def _room(self) -> tuple[str, float]:
+        """What is free and what a checkpoint takes; and how many of them the disk has room for.
 
-    def _size(self) -> int:
-        """Bytes of a checkpoint: the model, and a momentum for each number that it trains."""
-        tensors = list(self.checkpointer.model.state_dict().values())
-        tensors += [p for p in self.checkpointer.model.parameters() if p.requires_grad]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self.checkpointer.save_dir).free
+        A checkpoint has the model, and a momentum for each number that it trains.
+        """
+        model, folder = self.checkpointer.model, os.path.abspath(self.checkpointer.save_dir)
+        tensors = [
+            *model.state_dict().values(),
+            *(p for p in model.parameters() if p.requires_grad),
+        ]
+        size, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
+        text = f"{folder} has {free / 1e6:.1f} MB free; a checkpoint takes {size / 1e6:.1f} MB"
+        return text, free / size
 
 
 class StopHook(HookBase):

@@ -16,8 +16,6 @@ from ..weights.frozen import FrozenBackbone
 from ..weights.input_spec import InputSpec
 from .stopping import StopRequest
 
-_KEY = "TEST.KNN.DATASET"
-
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +25,9 @@ def load_knn_halves(cfg: CfgNode) -> tuple[Labelled, Labelled]:
     Raises:
         ValueError, FileNotFoundError: see :func:`load_halves`.
     """
-    return load_halves(cfg.TEST.KNN.DATASET, max_images=cfg.TEST.KNN.MAX_IMAGES, key=_KEY)
+    return load_halves(
+        cfg.TEST.KNN.DATASET, max_images=cfg.TEST.KNN.MAX_IMAGES, key="TEST.KNN.DATASET"
+    )
 
 
 class KNNHook(HookBase):
@@ -51,21 +51,24 @@ class KNNHook(HookBase):
 
     def after_step(self) -> None:
         done, period = self.trainer.iter + 1, self.cfg.TEST.KNN.PERIOD
-        is_due = period > 0 and done % period == 0
-        if is_due or done == self.trainer.max_iter:
+        if done == self.trainer.max_iter or period > 0 and done % period == 0:
             self.evaluate(f"at iteration {self.trainer.iter}")
 
     def evaluate(self, when: str) -> None:
         """Evaluate once, said to be `when`; every process has to call it."""
         started = time.perf_counter()
-        model = self.trainer.model
-        backbone = _frozen_copy(getattr(model, "module", model).query_encoder.backbone, self.cfg)
+        backbone = copy.deepcopy(self.trainer._trainer.detco.query_encoder.backbone)
+        if comm.get_world_size() > 1:
+            for buffer in backbone.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        backbone = FrozenBackbone(backbone, InputSpec(self.cfg).settings, "query encoder")
+        backbone.to(self.cfg.MODEL.DEVICE)
         halves = [self._features(backbone, half) for half in self.halves]
         if not comm.is_main_process():
             return
         (features, y), (test_features, test_y) = halves
         if not len(y) or not len(test_y):
-            logger.warning("No k-NN: no image of a half of %s can be read.", _KEY)
+            logger.warning("No k-NN: no image of a half of TEST.KNN.DATASET can be read.")
             return
         k = self.cfg.TEST.KNN.NEIGHBOURS
         found = {
@@ -98,19 +101,9 @@ class KNNHook(HookBase):
             logger.warning("%s", error)
             features, numbers = {}, torch.zeros(0, dtype=torch.long)
         parts = comm.gather((features, numbers)) or [(features, numbers)]
-        by_stage: dict[str, list[torch.Tensor]] = {}
+        joined: dict[str, torch.Tensor] = {}
         for found, _ in parts:
             for (_, stage), values in found.items():
-                by_stage.setdefault(stage, []).append(values)
+                joined[stage] = torch.cat([joined[stage], values]) if stage in joined else values
         order = torch.cat([positions for _, positions in parts])
-        joined = {stage: torch.cat(values) for stage, values in by_stage.items()}
         return joined, torch.from_numpy(half.labels)[order]
-
-
-def _frozen_copy(backbone: torch.nn.Module, cfg: CfgNode) -> FrozenBackbone:
-    device = next(backbone.parameters()).device
-    frozen = FrozenBackbone(copy.deepcopy(backbone), InputSpec(cfg).settings, "query encoder")
-    if comm.get_world_size() > 1:
-        for buffer in frozen.backbone.buffers():
-            torch.distributed.broadcast(buffer, 0)
-    return frozen.to(device)

@@ -50,7 +50,9 @@ def _run_torchrun_worker(
     main: Callable[[Any], Any], args: argparse.Namespace, timeout: timedelta
 ) -> Any:
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    _end_with_parent()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        # a SIGTERM from Linux when torchrun dies, which its processes would outlive
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if args.num_gpus > 0:
         check_gpus(local_world)
         torch.cuda.set_device(local_rank)
@@ -72,13 +74,6 @@ def _run_torchrun_worker(
         # after an error it would wait for processes that wait for this one
         if not isinstance(sys.exc_info()[1], Exception):
             torch.distributed.destroy_process_group()
-
-
-def _end_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the launcher dies, which torchrun's processes would outlive."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _run_and_forward_signals(start: Callable[[], Any]) -> Any:
@@ -116,8 +111,6 @@ def launch(main: Callable[[Any], Any], args: argparse.Namespace, timeout: float 
     torchrun, which then talk by gloo. Under torchrun any other value means one GPU a process.
 
     Args:
-        main: ends a process by an exception or by SystemExit.
-        args: Detectron2's flags.
         timeout: seconds that a process waits for the others; by default Detectron2's half hour,
             since one process may evaluate while the others wait.
 

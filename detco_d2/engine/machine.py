@@ -8,6 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from ..config_files import flatten
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,15 +24,6 @@ def check_gpus(wanted: int) -> None:
             f"{wanted} GPU(s) asked for on this machine, which has {available}. Pass --num-gpus "
             f"{available}" + ("" if available else " to run on the CPU") + "."
         )
-
-
-def _replace_sync_bn(node: CfgNode, replacement: str) -> None:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            _replace_sync_bn(value, replacement)
-        elif value == "SyncBN":
-            node[key] = replacement
-            logger.info("On the CPU: a SyncBN is replaced by %s.", replacement)
 
 
 def keep_freed_memory() -> None:
@@ -53,4 +46,7 @@ def adapt_to_machine(cfg: CfgNode, num_gpus: int) -> None:
     """
     if num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
-        _replace_sync_bn(cfg.MODEL, "BN" if comm.get_world_size() == 1 else "naiveSyncBN")
+        norm = "BN" if comm.get_world_size() == 1 else "naiveSyncBN"
+        for key in [key for key, value in flatten(cfg) if value == "SyncBN"]:
+            cfg.merge_from_list([key, norm])
+            logger.info("On the CPU: the SyncBN of %s is replaced by %s.", key, norm)

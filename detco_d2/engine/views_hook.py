@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from detectron2.engine import HookBase
 from PIL import Image, ImageDraw
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from ..data.jigsaw import GRID, original_order
+from ..data.jigsaw import GRID
 from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
 GAP = 2  # pixels between the patches of a set
-MARGIN = 16  # pixels around each view
+MARGIN = 16  # pixels between the cells of the table
 TITLE_HEIGHT = 34  # pixels, two lines
+_IMAGES = 4  # rows, at most
 _LEAST_SIDE = 180  # pixels; smaller views are enlarged by a whole factor
 
 
@@ -40,16 +42,15 @@ class ViewsHook(HookBase):
         self.request = Path(folder, "show_views")
 
     def before_step(self) -> None:
-        iteration = self.trainer.iter
-        is_first = iteration == self.trainer.start_iter
-        is_due = self.period > 0 and iteration % self.period == 0
+        is_first = self.trainer.iter == self.trainer.start_iter
+        is_due = self.period > 0 and self.trainer.iter % self.period == 0
         self.step.keep_views = is_first or is_due or self.request.exists()
 
     def after_step(self) -> None:
         views, self.step.views = self.step.views, None
         if views is None:
             return
-        picture = paint_views(views, image_format=self.image_format)
+        picture = paint_views(views, self.image_format)
         self.trainer.storage.put_image("views", picture.transpose(2, 0, 1))
         file = self.folder / f"iteration_{self.trainer.iter:07d}.png"
         try:
@@ -62,7 +63,7 @@ class ViewsHook(HookBase):
             logger.warning("Cannot write the views into %s: %s", file, error)
 
 
-def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB") -> np.ndarray:
+def paint_views(batch: dict[str, Any], image_format: str) -> np.ndarray:
     """Paint the views of the first images of a batch, one image a row, under titles.
 
     Global query and key, then the 3x3 sets of local query and key, each as it enters the network
@@ -70,7 +71,6 @@ def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB
 
     Args:
         batch: what :meth:`DetCoDatasetMapper.finish` returns.
-        images: how many of the N, at most.
         image_format: channel order of the views.
 
     Returns:
@@ -80,40 +80,39 @@ def paint_views(batch: dict[str, Any], images: int = 4, image_format: str = "RGB
     for view in ("global_query", "global_key", "local_query", "local_key"):
         if view not in batch:
             continue
-        pixels = batch[view][:images].cpu()
+        pixels = batch[view][:_IMAGES].cpu()
         if image_format == "BGR":
             pixels = pixels.flip(-3)
         title = view.replace("_", " ")
         if view.startswith("global"):
-            columns[title] = list(pixels)
+            columns[title] = [_enlarged(image) for image in pixels]
             continue
         columns[f"{title}\nas it enters"] = [_board(patches) for patches in pixels]
-        ordered = map(original_order, pixels, batch[f"{view}/cells"][:images].cpu())
-        columns[f"{title}\noriginal order"] = [_board(patches) for patches in ordered]
-    return _table({title: [_enlarged(i) for i in column] for title, column in columns.items()})
+        places = batch[f"{view}/cells"].cpu().argsort()  # of one image: of the cells in their order
+        columns[f"{title}\noriginal order"] = [_board(p[i]) for p, i in zip(pixels, places)]
+    side = max(column[0].shape[-1] for column in columns.values())
+    images = [
+        F.pad(image, 2 * (0, side - image.shape[-1]), value=255)
+        for row in zip(*columns.values())
+        for image in row
+    ]
+    table = make_grid(images, nrow=len(columns), padding=MARGIN, pad_value=255)
+    picture = Image.fromarray(
+        F.pad(table, (0, 0, TITLE_HEIGHT, 0), value=255).permute(1, 2, 0).numpy()
+    )
+    pen = ImageDraw.Draw(picture)
+    for i, title in enumerate(columns):
+        pen.multiline_text((MARGIN + i * (side + MARGIN), 2), title, fill="black")
+    return np.asarray(picture)
 
 
 def _board(patches: torch.Tensor) -> torch.Tensor:
     """Nine patches of shape (9, 3, p, p) as a white board with gaps, of shape (3, s, s)."""
-    return make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)[:, GAP:-GAP, GAP:-GAP]
+    board = make_grid(patches, nrow=GRID, padding=GAP, pad_value=255)
+    return _enlarged(board[:, GAP:-GAP, GAP:-GAP])
 
 
-def _enlarged(image: torch.Tensor) -> np.ndarray:
-    """An image of shape (3, s, s) as (s, s, 3), each pixel repeated if it is small."""
+def _enlarged(image: torch.Tensor) -> torch.Tensor:
+    """An image of shape (3, s, s), each pixel repeated if it is small."""
     factor = max(1, round(_LEAST_SIDE / image.shape[-1]))
-    return image.permute(1, 2, 0).numpy().repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _table(columns: dict[str, list[np.ndarray]]) -> np.ndarray:
-    """Columns of equally many square images, each under its title."""
-    sides = [len(column[0]) for column in columns.values()]
-    height, rows = max(sides) + MARGIN, len(next(iter(columns.values())))
-    size = sum(sides) + MARGIN * (len(sides) + 1), TITLE_HEIGHT + rows * height
-    picture = Image.new("RGB", size, "white")
-    pen, x = ImageDraw.Draw(picture), MARGIN
-    for side, (title, column) in zip(sides, columns.items()):
-        pen.multiline_text((x, 2), title, fill="black")
-        for row, image in enumerate(column):
-            picture.paste(Image.fromarray(image), (x, TITLE_HEIGHT + row * height))
-        x += side + MARGIN
-    return np.asarray(picture)
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)

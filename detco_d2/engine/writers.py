@@ -9,11 +9,8 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from ..compat import pictures_of
 from ..files import replacing
 from ..weights.saving import find_checkpoints
-
-_WINDOW = 20  # values over which noisy scalars have their median taken, as Detectron2's writers do
 
 
 class WandbWriter(EventWriter):
@@ -49,11 +46,11 @@ class WandbWriter(EventWriter):
     def write(self) -> None:
         storage = get_event_storage()
         rows: dict[int, dict[str, Any]] = {}
-        scalars = storage.latest_with_smoothing_hint(_WINDOW)
+        scalars = storage.latest_with_smoothing_hint(20)  # medians, as Detectron2's writers take
         for name, (value, iteration) in scalars.items():
             if iteration > self._last_write:
                 rows.setdefault(iteration, {})[name] = value
-        for name, pixels, iteration in pictures_of(storage):
+        for name, pixels, iteration in storage._vis_data:  # as Detectron2's TensorBoard writer does
             rows.setdefault(iteration, {})[name] = wandb.Image(pixels.transpose(1, 2, 0))
         for iteration in sorted(rows):
             self._run.log({**rows[iteration], "iteration": iteration})

@@ -17,7 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..families import required_views
 
-_HEAD_NORMS = {"": None, "BN": nn.BatchNorm1d, "SyncBN": nn.SyncBatchNorm, "LN": nn.LayerNorm}
+_HEAD_NORMS = {
+    "": nn.Identity,
+    "BN": nn.BatchNorm1d,
+    "SyncBN": nn.SyncBatchNorm,
+    "LN": nn.LayerNorm,
+}
 
 
 class ProjectionHead(nn.Module):
@@ -25,9 +30,8 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, in_channels: int, hidden_dim: int, embed_dim: int, norm: str = "") -> None:
         super().__init__()
-        norm_class = _HEAD_NORMS[norm]
         self.hidden = nn.Linear(in_channels, hidden_dim)
-        self.norm = norm_class(hidden_dim) if norm_class else nn.Identity()
+        self.norm = _HEAD_NORMS[norm](hidden_dim)
         self.out = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -51,7 +55,6 @@ class Encoder(nn.Module):
         """
         Args:
             backbone: maps (N, 3, H, W) to a dict of stage outputs.
-            stages: names of the outputs under contrast.
             global_heads, local_heads: of C and of 9C inputs; empty when no family reads them.
         """
         super().__init__()
@@ -67,8 +70,13 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the backbone lacks a stage that is asked for.
         """
-        node = cfg.MODEL.DETCO
-        backbone = build_backbone(_without_idle_stages(cfg))
+        node, cfg = cfg.MODEL.DETCO, cfg.clone()
+        cfg.defrost()
+        # a ResNet ends at the deepest stage under contrast, since DDP refuses layers that idle;
+        # where none is left, the backbone says which it has
+        stages = cfg.MODEL.RESNETS.OUT_FEATURES
+        cfg.MODEL.RESNETS.OUT_FEATURES = [s for s in stages if s in node.STAGES] or stages
+        backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         missing = [stage for stage in node.STAGES if stage not in shapes]
         if missing:
@@ -104,32 +112,19 @@ class Encoder(nn.Module):
             unit vectors of shape (N, D), keyed by ("global" or "local", stage).
         """
         embeddings = {}
-        if global_images is not None:
-            pooled = self._pooled_stages(global_images)
+        for kind, images, heads in (
+            ("global", global_images, self.global_heads),
+            ("local", local_patches, self.local_heads),
+        ):
+            if images is None:
+                continue
+            pixels = images.flatten(0, -4).contiguous(memory_format=self.memory_format)
+            features = self.backbone(pixels)
             for stage in self.stages:
-                embeddings["global", stage] = self.global_heads[stage](pooled[stage])
-        if local_patches is not None:
-            pooled = self._pooled_stages(local_patches.flatten(0, 1))
-            for stage in self.stages:
-                # rows are image-major, so this is the concatenation of an image's nine vectors
-                joined = pooled[stage].reshape(len(local_patches), -1)
-                embeddings["local", stage] = self.local_heads[stage](joined)
+                # image-major, so a row of patches is the concatenation of an image's nine vectors
+                pooled = features[stage].mean(dim=(2, 3)).reshape(len(images), -1)
+                embeddings[kind, stage] = heads[stage](pooled)
         return embeddings
-
-    def _pooled_stages(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Means of each stage's map, of shape (N, C)."""
-        features = self.backbone(images.contiguous(memory_format=self.memory_format))
-        return {stage: features[stage].mean(dim=(2, 3)) for stage in self.stages}
-
-
-def _without_idle_stages(cfg: CfgNode) -> CfgNode:
-    """Let a ResNet end at the deepest stage under contrast; DDP refuses layers that idle."""
-    stages = cfg.MODEL.RESNETS.OUT_FEATURES
-    cfg = cfg.clone()
-    cfg.defrost()
-    # where none is left, the backbone says which it has
-    cfg.MODEL.RESNETS.OUT_FEATURES = [s for s in stages if s in cfg.MODEL.DETCO.STAGES] or stages
-    return cfg
 
 
 def checkpoint_activations(backbone: nn.Module, stages: list[str]) -> None:
@@ -168,13 +163,9 @@ def _checkpointed_forward(stage: Any, images: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def _norms_left_alone(module: nn.Module) -> Iterator[None]:
     """Keep batch norms from counting a batch twice: the second pass leaves their statistics."""
-    norms: list[Any] = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    before = [buffer.clone() for buffer in module.buffers()]
     try:
         yield
     finally:
-        for norm, (momentum, num_batches) in zip(norms, before):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches)
+        for buffer, old in zip(module.buffers(), before):
+            buffer.data.copy_(old)  # unseen by autograd, which holds them for the backward pass

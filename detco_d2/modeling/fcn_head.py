@@ -28,28 +28,26 @@ class FCN16sHead(nn.Module):
         self,
         *,
         in_feature: str,
-        in_channels: int,
-        stride: int,
+        in_shape: ShapeSpec,
         num_classes: int,
         conv_dim: int,
         norm: str,
         ignore_value: int,
-        loss_weight: float = 1.0,
+        loss_weight: float,
     ) -> None:
         """
         Args:
-            in_feature, in_channels, stride: the backbone's feature map, and by how much the logits
-                are upsampled.
+            in_feature, in_shape: the backbone's feature map, whose stride the logits lose again.
             num_classes, conv_dim, norm: K, channels of the two convolutions, a Detectron2 norm.
             ignore_value: label of the pixels without a class, and of padding.
         """
         super().__init__()
         self.in_feature = in_feature
-        self.stride = stride
+        self.stride = in_shape.stride
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
         self.convs = nn.Sequential()
-        for channels in (in_channels, conv_dim):
+        for channels in (in_shape.channels, conv_dim):
             conv = Conv2d(
                 channels,
                 conv_dim,
@@ -78,11 +76,9 @@ class FCN16sHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(head.IN_FEATURES)}; FCN16sHead takes "
                 f"exactly one of the backbone's feature maps {sorted(input_shape)}."
             )
-        feature = input_shape[head.IN_FEATURES[0]]
         return {
             "in_feature": head.IN_FEATURES[0],
-            "in_channels": feature.channels,
-            "stride": feature.stride,
+            "in_shape": input_shape[head.IN_FEATURES[0]],
             "num_classes": head.NUM_CLASSES,
             "conv_dim": head.CONVS_DIM,
             "norm": head.NORM,

@@ -4,7 +4,7 @@
 #   S: queues (stages), N: queries of a queue, D: embedding dimension, K: negatives
 
 import math
-from statistics import fmean
+from collections import defaultdict
 
 import torch
 
@@ -23,7 +23,7 @@ class Monitor:
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
         self.closely = False
-        self._noted: list[tuple[list[str], torch.Tensor]] = []
+        self._noted: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def note_terms(
         self,
@@ -58,21 +58,19 @@ class Monitor:
 
     def _note(self, kind: str, labels: list[tuple[str, str]], values: torch.Tensor) -> None:
         """Keep the mean of each label's share of the values; nothing leaves the device yet."""
-        names = [f"{kind}/{first}_{stage}" for first, stage in labels]
-        shares = values.detach().float().view(len(names), -1)
-        self._noted.append((names, shares.mean(dim=1)))
+        means = values.detach().float().view(len(labels), -1).mean(dim=1)
+        for (first, stage), mean in zip(labels, means):
+            self._noted[f"{kind}/{first}_{stage}"].append(mean)
 
     def record(self) -> None:
         """Put the means over the parts into the event storage, with one transfer, and forget."""
         storage = current_event_storage()
         if storage is not None and self._noted:
-            names = [name for names, _ in self._noted for name in names]
-            by_name: dict[str, list[float]] = {}
-            for name, value in zip(names, torch.cat([v for _, v in self._noted]).tolist()):
-                by_name.setdefault(name, []).append(value)
-            for name, values in by_name.items():
+            parts = torch.stack([mean for means in self._noted.values() for mean in means])
+            means = parts.double().view(len(self._noted), -1).mean(dim=1)
+            for name, value in zip(self._noted, means.tolist()):
                 is_in_every_step = name.startswith(("info_nce/", "top1/", "spread/"))
-                storage.put_scalar(name, fmean(values), smoothing_hint=is_in_every_step)
+                storage.put_scalar(name, value, smoothing_hint=is_in_every_step)
         self.forget()
 
     def forget(self) -> None:

@@ -48,12 +48,11 @@ class KeyQueue(nn.Module):
             keys_QBD: the keys of B images for the Q queues, of shape (Q, B, D). Of more than K
                 keys only the newest K are kept.
         """
-        num_keys, length = keys_QBD.shape[1], self.features.shape[1]
-        kept = min(num_keys, length)
+        length = self.features.shape[1]
+        newest_QBD = keys_QBD[:, -length:].to(self.features.dtype)
+        self.num_enqueued += keys_QBD.shape[1]
         # computed on the device: reading the counter here would stall a GPU
-        first = self.num_enqueued + (num_keys - kept)
-        rows = (first + torch.arange(kept, device=first.device)) % length
-        self.features[:, rows] = keys_QBD[:, num_keys - kept :].to(self.features.dtype)
-        self.num_enqueued += num_keys
+        ages = torch.arange(newest_QBD.shape[1], 0, -1, device=self.features.device)
+        self.features[:, (self.num_enqueued - ages) % length] = newest_QBD
         if self._count is not None:
-            self._count += num_keys
+            self._count += keys_QBD.shape[1]

@@ -24,14 +24,12 @@ def read_scalars(file: Path) -> Curves:
     A line that was cut off is left out.
 
     Raises:
-        FileNotFoundError: no such file; names those in the folders below.
+        FileNotFoundError: no such file.
     """
     if not file.is_file():
-        others = sorted(str(other.parent) for other in file.parent.glob("*/metrics.json"))
-        found = f"; there are runs in {', '.join(others[:5])}" if others else ""
         raise FileNotFoundError(
             f"There is no {str(file)!r}: not the output folder of a run, or none that has written "
-            f"its first scalars{found}."
+            "its first scalars."
         )
     values: dict[str, dict[int, float]] = {}
     with open(file, encoding="utf-8", errors="replace") as lines:

@@ -44,8 +44,8 @@ def test_a_hue_of_a_third_of_the_circle_permutes_the_channels(colours):
     assert np.array_equal(turned, np.roll(colours, 1, axis=2))
 
 
-def test_grayscale_leaves_no_colour_and_comes_after_the_jitter(colours):
-    drawn = Photometric((("hue", 0.1), ("brightness", 0.9)), grayscale=True)
+def test_grayscale_leaves_no_colour(colours):
+    drawn = Photometric((("hue", 0.1), ("brightness", 0.9), ("grayscale", 0.0)))
     assert np.ptp(apply_fast(colours, drawn), axis=2).max() == 0
 
 
@@ -53,7 +53,7 @@ def test_every_image_of_a_batch_gets_its_own_factors(colours):
     draws = [
         Photometric((("contrast", 1.4), ("hue", 0.08)), sigma=1.3),
         Photometric(),
-        Photometric((("brightness", 0.7),), grayscale=True, sigma=0.4),
+        Photometric((("brightness", 0.7), ("grayscale", 0.0)), sigma=0.4),
     ]
     images = torch.from_numpy(colours).permute(2, 0, 1).expand(3, -1, -1, -1)
     batched = apply_batched(images, torch.stack([pack(drawn) for drawn in draws]))

@@ -9,7 +9,6 @@ from detectron2.utils import comm
 
 from detco_d2.data.stream import (
     StreamDataset,
-    StreamSampler,
     build_pretrain_loader,
     pack_images,
     shuffle_windows,
@@ -40,7 +39,8 @@ def test_every_image_comes_once_an_epoch_over_all_processes(world, monkeypatch):
     seen = {}
     for rank in range(world):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        for position in itertools.takewhile(lambda p: p < 30, StreamSampler(0)):
+        positions = build_pretrain_loader(IMAGES, draw, total_batch_size=6, num_workers=0, seed=5)
+        for position in itertools.takewhile(lambda p: p < 30, positions.sampler):
             seen[position] = dataset.index_at(position)
     epochs = [[seen[p] for p in range(e * 10, e * 10 + 10)] for e in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)

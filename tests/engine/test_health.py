@@ -60,7 +60,7 @@ def test_the_status_line_says_progress_loss_accuracy_geometry_queues_and_speed(s
                 result[f"spread/{view}_{stage}"] = value - k / 10
         return result
 
-    storage = follow(HealthHook(toy_detco(length=1000), 4, period=20), 300, scalars)
+    storage = follow(HealthHook(toy_detco(length=1000), 4), 300, scalars)
     total = 2 * 1.5 * math.log(1001)
     memory = f" | memory {0.0:.1f} GiB" if torch.cuda.is_available() else ""
     assert lines(said)[0] == (
@@ -117,7 +117,8 @@ def test_undone_steps_neither_fill_the_queues_nor_spoil_the_line(said):
     ],
 )
 def test_a_collapse_is_warned_of_once_each_time_it_comes_for_its_stage(caplog, spread, times):
-    hook = HealthHook(toy_detco(), 4, period=1000, collapse_period=10)
+    hook = HealthHook(toy_detco(), 4)
+    hook.collapse_period = 10
     names = "spread/global_res2", "spread/local_res5"
     follow(hook, len(spread), lambda i: dict(zip(names, (0.9, spread[i]))))
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

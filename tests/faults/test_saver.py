@@ -152,7 +152,7 @@ def test_a_full_disk_is_said_and_outlived_and_old_checkpoints_stay(scenes, tmp_p
     settings = ["SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 1]
     text = on_a_small_disk(11, tmp_path, command(f"{scenes}/train", tmp_path, *settings))
     assert "No checkpoint at iteration 2" in text and "Training goes on" in text
-    assert "MB free; one takes" in text and "Earlier ones are untouched" in text
+    assert "MB free; a checkpoint takes" in text and "Earlier ones are untouched" in text
     assert "exit code 1" in text and "RuntimeError: No checkpoint at iteration 4" in text
     assert text.count("model_0000000.pth: OK") == text.count("model_0000001.pth: OK") == 1
     end = text.rpartition("exit code")[2]

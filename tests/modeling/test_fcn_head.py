@@ -17,7 +17,8 @@ IGNORED = 255
 
 def small_head(**settings):
     torch.manual_seed(0)
-    sizes = dict(in_feature="res5", in_channels=8, stride=16, num_classes=5, conv_dim=4)
+    shape = ShapeSpec(channels=8, stride=16)
+    sizes = dict(in_feature="res5", in_shape=shape, num_classes=5, conv_dim=4, loss_weight=1.0)
     return FCN16sHead(**{**sizes, "norm": "BN", "ignore_value": IGNORED, **settings})
 
 

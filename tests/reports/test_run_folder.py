@@ -27,13 +27,6 @@ def test_half_lines_foreign_lines_and_foreign_values_are_left_out(tmp_path):
     assert len(curves["lr"]) == 2 and math.isnan(curves["lr"][1][1])
 
 
-def test_a_folder_of_runs_is_no_run_and_the_error_names_them(tmp_path):
-    (tmp_path / "pretrain").mkdir()
-    (tmp_path / "pretrain" / "metrics.json").touch()
-    with pytest.raises(FileNotFoundError, match="there are runs in .*pretrain"):
-        read_scalars(tmp_path / "metrics.json")
-
-
 def test_warnings_are_counted_the_latest_last(tmp_path):
     (tmp_path / "log.txt").write_text(
         "[11/24 22:18:05] detco_d2.a WARNING: disk\n[11/24 22:18:06] detco_d2.a INFO: fine\n"
