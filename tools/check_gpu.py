@@ -35,7 +35,7 @@ from tabulate import tabulate
 from detco_d2.config import load_config
 from detco_d2.data.datasets import list_images
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.data.stream import collate_views, map_seeded
+from detco_d2.data.stream import StreamDataset, collate_views
 from detco_d2.data.synthetic import draw_scenes
 from detco_d2.engine.launch import launch
 from detco_d2.engine.machine import adapt_to_machine
@@ -119,9 +119,10 @@ def views(checks: Checks) -> None:
     found = []
     for kind in ("fast", "device"):
         mapper = DetCoDatasetMapper(checks.config("INPUT.DETCO.AUGMENTATION", kind))
-        images = list_images(str(checks.photos))[:8]
-        samples = [map_seeded(mapper, image, seed) for seed, image in enumerate(images)]
-        finished = mapper.finish(collate_views(samples), torch.device(checks.device))
+        stream = StreamDataset(list_images(str(checks.photos)), mapper, seed=0)
+        finished = mapper.finish(
+            collate_views([stream[i] for i in range(8)]), torch.device(checks.device)
+        )
         found.append(flat(finished[view] for view in mapper.views))
     share = ((found[0] - found[1]).abs() > 1).double().mean().item()
     checks.note("device and fast views: share beyond one grey level", share, 0, 1e-4)

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from detco_d2.data.datasets import list_images
 from detco_d2.data.mapper import DetCoDatasetMapper
-from detco_d2.data.stream import collate_views, map_seeded
+from detco_d2.data.stream import StreamDataset, collate_views
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.step import PretrainStep
 
@@ -104,8 +104,8 @@ def two_processes(monkeypatch):
 def run_step(watch, model, monkeypatch, augmentation="fast", parts=1, closely=False, images=()):
     cfg = tiny_config("INPUT.DETCO.AUGMENTATION", augmentation)
     mapper = DetCoDatasetMapper(cfg) if images else None
-    samples = [map_seeded(mapper, image, seed) for seed, image in enumerate(images[:4])]
-    batch = collate_views(samples) if images else make_batch()
+    stream = StreamDataset(images, mapper, seed=0)
+    batch = collate_views([stream[i] for i in range(4)]) if images else make_batch()
     mode = contextlib.nullcontext()
     if watch.device == GPU:
         mode = FakeGPU()
