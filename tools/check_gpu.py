@@ -44,10 +44,7 @@ from detco_d2.engine.record import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO, DETECTOR = "configs/demo/detco_R_18.yaml", "configs/demo/faster_rcnn_R_18_FPN.yaml"
-SMALL = [
-    *["INPUT.DETCO.GLOBAL_SIZE", 64, "INPUT.DETCO.LOCAL_SIZE", 96, "INPUT.DETCO.PATCH_SIZE", 32],
-    *["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 2, "MODEL.DETCO.QUEUE_LENGTH", 64],
-]
+SMALL = ["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 2, "MODEL.DETCO.QUEUE_LENGTH", 64]
 TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}  # dense bfloat16
 # Distances from the CPU, relative to what it finds, in float32 and in bfloat16.
 ALLOWED = {
@@ -120,9 +117,8 @@ def views(checks: Checks) -> None:
     for kind in ("fast", "device"):
         mapper = DetCoDatasetMapper(checks.config("INPUT.DETCO.AUGMENTATION", kind))
         stream = StreamDataset(list_images(str(checks.photos)), mapper, seed=0)
-        finished = mapper.finish(
-            collate_views([stream[i] for i in range(8)]), torch.device(checks.device)
-        )
+        batch = collate_views([stream[i] for i in range(8)])
+        finished = mapper.finish(batch, torch.device(checks.device))
         found.append(flat(finished[view] for view in mapper.views))
     share = ((found[0] - found[1]).abs() > 1).double().mean().item()
     checks.note("device and fast views: share beyond one grey level", share, 0, 1e-4)
@@ -155,7 +151,6 @@ def train_demo(checks: Checks, name: str, last: int, device: str = "") -> Any:
     words = ["DATASETS.TRAIN", (str(checks.photos),), "OUTPUT_DIR", str(checks.folder / name)]
     cycle = ["SOLVER.MAX_ITER", 20, "SOLVER.CHECKPOINT_PERIOD", 10]
     cfg = checks.config(*words, *cycle, file=DEMO, device=device)
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
     seed_all_rng(cfg.SEED)
     trainer: Any = PretrainTrainer(cfg)
     trainer.resume_or_load(resume=trainer.checkpointer.has_checkpoint())
