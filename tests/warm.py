@@ -87,14 +87,17 @@ class Process:
 
 
 def run(
-    words: Sequence[str], cwd: str | os.PathLike = ROOT, env: dict[str, str] | None = None
+    words: Sequence[str],
+    cwd: str | os.PathLike = ROOT,
+    env: dict[str, str] | None = None,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess:
     """What subprocess.run gives with capture_output and text."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"} if env is None else env
         process = Process(words, os.fspath(cwd), environment, out, err)
         try:
-            process.wait(300)
+            process.wait(timeout)
         finally:
             process.kill()
         said = []
