@@ -36,10 +36,10 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
     assert '"iteration": 900' not in earlier[0].read_text() and not earlier[1].exists()
     said = [line for line in done.stdout.splitlines() if line.startswith(sys.executable)]
     scripts = [os.path.relpath(shlex.split(line)[1], ROOT) for line in said]
-    tools = [f"tools/{name}.py" for name in ("benchmark", "visualize", "visualize", "report")]
-    assert scripts == ["pretrain_net.py", *tools]
+    tools = ("benchmark", "visualize", "visualize", "predict", "report")
+    assert scripts == ["pretrain_net.py", *(f"tools/{name}.py" for name in tools)]
     assert ("MODEL.DETCO.QUEUE_LENGTH 20" in said[0]) == (images == "a folder")
-    end = done.stdout[done.stdout.index("[5/5]") :]
+    end = done.stdout[done.stdout.index("[6/6]") :]
     assert "| random " in end and "| DetCo " in end and end.endswith("out/report.html\n")
     assert "| DetCo - random " in end and "## PASCAL VOC 2007 on one GPU" in end
     page = (tmp_path / "out/report.html").read_text()
