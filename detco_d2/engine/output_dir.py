@@ -152,5 +152,5 @@ def _differences(text: str, cfg: CfgNode) -> list[tuple[str, Any, Any]]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
         and not key.startswith(_FREE)
-        and not cfg.key_is_deprecated(key)
+        and key in now  # a key that is gone decides nothing any more
     ]

@@ -175,7 +175,7 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
     with pytest.raises(ValueError, match="holds a run of another config(.|\n)*SOLVER.BASE_LR"):
         check_output_dir(cfg, resume=False, overwrite=False)
     lines = (tmp_path / "metrics.json").read_text()  # the AP of a class without boxes is none
-    assert "NaN" not in lines and json.loads(lines.splitlines()[-1])["iteration"] == 1
+    assert "NaN" not in lines and "bbox/AP" in json.loads(lines.splitlines()[-1])
     with pytest.raises(ValueError, match="nothing to evaluate: set MODEL.WEIGHTS"):
         load_detector(cfg, resume=False)
     cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NUM_CLASSES = str(tmp_path / "model_final.pth"), 5
