@@ -45,7 +45,7 @@ def test_the_main_job_ends_with_its_table_and_page(tmp_path, images):
     page = (tmp_path / "out/report.html").read_text()
     shown = ("iteration 0000000", "pca", "neighbours", "detections")
     assert [name for name in shown if f"{name}</figcaption>" not in page] == []
-    assert page.index('id="results"') < page.index('id="summary"')
+    assert page.index("<h2>Results") < page.index("<h2>Summary")
 
 
 def test_the_verdict_is_that_of_the_interval(tmp_path):

@@ -178,10 +178,11 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
     assert "NaN" not in lines and "bbox/AP" in json.loads(lines.splitlines()[-1])
     with pytest.raises(ValueError, match="nothing to evaluate: set MODEL.WEIGHTS"):
         load_detector(cfg, resume=False)
-    cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NUM_CLASSES = str(tmp_path / "model_final.pth"), 5
-    with pytest.raises(ValueError, match="lack 4 of the model's .* in another shape, such as"):
+    cfg.MODEL.WEIGHTS, width = str(tmp_path / "model_final.pth"), cfg.MODEL.ROI_BOX_HEAD.FC_DIM
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = width + 1
+    with pytest.raises(ValueError, match=r"lack \d+ of the model's .* in another shape, such as"):
         load_detector(cfg, resume=False)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = width
     for resume in (False, True):
         (tmp_path / "inference" / "coco_instances_results.json").unlink()
         results = evaluate(cfg, resume=resume)
