@@ -208,7 +208,7 @@ def _to_rgb(image: Image.Image, is_deep: bool = False) -> Image.Image:
         scaled = (values * 255 + white // 2) // white
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if is_deep and image.mode == "RGB":
-        white = _white(np.asarray(image).max() * 256) // 256
+        white = _white(int(np.asarray(image).max()) * 256) // 256
         image = image.point(lambda value: value * 255 // max(white, 1))
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
