@@ -233,6 +233,8 @@ def run(words: list[str]) -> None:
         return runpy.run_module(words[2], run_name="__main__", alter_sys=True)
     script, arguments = _script(words)
     sys.argv = [script, *_scaled(script, arguments)]
+    if words[0] == "sbatch":
+        sys.argv[1:1] = ["--num-gpus", "0"]
     print("runs:", words[0], *sys.argv, file=sys.stderr, flush=True)
     if words[0] == "torchrun":
         return torch.distributed.run.main(["--standalone", "--nproc-per-node", "2", *sys.argv])

@@ -39,6 +39,7 @@ def plant(root: Path, layouts: str) -> None:
     """Plants all but a page's own folder: my/, data/, shared/ and what pages get copies of."""
     for place, split, count in (
         ("my", "photos", 24),
+        ("my", "new_photos", 2),
         ("data/mine", "train", 8),
         ("data/mine", "test", 4),
         ("few_scenes", "train_400", 8),
