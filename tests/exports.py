@@ -15,6 +15,7 @@ from detco_d2.data.labels import to_xywh
 from detco_d2.engine.transfer import build_evaluator
 
 from .conftest import load_config
+from .layouts import write_text
 
 SIZE = WIDTH, HEIGHT = 96, 80
 CLASSES = ("cat", "dog", "emu")
@@ -33,12 +34,6 @@ def write_image(file: Path, seed: int = 0, **options: Any) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     Image.fromarray(pixels).save(file, **options)
-
-
-def write_text(file: Path, text: str) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return str(file)
 
 
 def write_coco(root: Path, change: Change = lambda content: None, boxes: Any = None) -> str:

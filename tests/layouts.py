@@ -41,9 +41,10 @@ def _as_person(found: dict[str, Any], size: Size) -> dict[str, Any]:
     return {**found, "category_id": 1, "keypoints": keypoints, "num_keypoints": count}
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
+    return str(file)
 
 
 def write_coco(root: str, num_images: int, seed: int, size: Size) -> None:
