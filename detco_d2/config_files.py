@@ -54,6 +54,15 @@ def merge_pairs(cfg: CfgNode, words: Sequence[Any]) -> None:
             raise _explain(error, cfg, source) from error
 
 
+def with_pairs(cfg: CfgNode, pairs: Sequence[Any]) -> CfgNode:
+    """A frozen copy of a config with KEY VALUE pairs that are known to fit."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(pairs))
+    cfg.freeze()
+    return cfg
+
+
 def lookup(cfg: CfgNode, key: str) -> Any:
     """The value of a key with dots."""
     value: Any = cfg

@@ -5,7 +5,7 @@ python tools/benchmark.py --suite paper --seeds 5 --num-gpus 8 \\
     --init random --init detco=detco.pth --init supervised=R-50.pkl
 python tools/benchmark.py --suite quick --init random --init detco=r18.pth      # rendered scenes
 python tools/benchmark.py --suite quick --init random --init detco=r18.pth \\
-    --voc /data/bccd --fraction 0.2 --fraction 1                                # one's own data
+    --data /data/bccd:trainval /data/bccd:test --fraction 0.2 --fraction 1      # one's own data
 python tools/benchmark.py --suite configs/coco/*_12k.yaml --init detco=detco.pth
 
 Call it again to go on: runs that are done stay, cut-off runs resume, failed ones are tried again.
@@ -31,7 +31,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from detco_d2.config import load_config
 from detco_d2.config_files import flatten
-from detco_d2.data.datasets import prepare_datasets, register_voc_folder
+from detco_d2.data.datasets import prepare_datasets
 from detco_d2.engine.record import command_line
 from detco_d2.files import at_home
 from detco_d2.reports.benchmark import (
@@ -191,7 +191,6 @@ def main() -> None:
     add("--shard", default="0/1", help="i/n: run only the i-th of every n cells, from 0")
     add("--evaluations", type=int, default=4, help="of each run, evenly spaced to its end")
     add("--data", nargs=2, metavar=("TRAIN", "TEST"), help="names of data, not the configs' own")
-    add("--voc", help="a folder in VOC's layout: --data FOLDER:trainval FOLDER:test")
     add("--fraction", type=float, action="append", help="share of TRAIN; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
     args = parser.parse_args(at_home(sys.argv[1:]))
@@ -199,9 +198,6 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")
     try:
-        if args.voc:
-            root = os.path.abspath(args.voc)
-            args.data = [register_voc_folder(root, split) for split in ("trainval", "test")]
         tasks = make_tasks(args)
         cells = plan(tasks, args.init, args.seeds, args.shard)
         failed = run_all(args, cells)

@@ -49,9 +49,7 @@ def register_by_name(names: Sequence[str]) -> None:
         if getattr(load, "__module__", "") == load_coco_json.__module__:
             metadata = MetadataCatalog.get(name)
             DatasetCatalog.pop(name)
-            from .coco import read_coco
-
-            read = partial(read_coco, metadata.json_file, metadata.image_root or ".")
+            read = partial(_read_coco, metadata.json_file, metadata.image_root or ".")
             DatasetCatalog.register(name, partial(_load, name, read))
 
 
@@ -83,9 +81,7 @@ def _find_reader(path: str) -> Callable[[], Labels] | None:
     file, _, images = path.partition(".json@")
     file = f"{file}.json" if images else path
     if file.lower().endswith(".json") and os.path.isfile(file):
-        from .coco import read_coco
-
-        return partial(read_coco, file, images)
+        return partial(_read_coco, file, images)
     place, _, split = path.rpartition(":")
     if place.lower().endswith((".yaml", ".yml")) and os.path.isfile(place):
         from .yolo import read_yolo
@@ -97,6 +93,12 @@ def _find_reader(path: str) -> Callable[[], Labels] | None:
         find_split(place, split)
         return partial(read_voc, place, split)
     return None
+
+
+def _read_coco(file: str, images: str) -> Labels:
+    from .coco import read_coco
+
+    return read_coco(file, images)
 
 
 def _parse_share(name: str) -> tuple[str, float, int] | None:
@@ -173,12 +175,6 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
     MetadataCatalog.pop(name)  # it refuses other values than the first
     metadata.pop("thing_dataset_id_to_contiguous_id", None)
     MetadataCatalog.get(name).set(**{**metadata, "thing_classes": list(classes)})
-
-
-def register_voc_folder(root: str, split: str) -> str:
-    """Register a split of a folder in VOC's layout; returns its name."""
-    register_by_name([f"{root}:{split}"])
-    return f"{root}:{split}"
 
 
 def load_images(names: Sequence[str], key: str = "DATASETS.TRAIN") -> list[dict[str, Any]]:

@@ -107,16 +107,6 @@ def write_classes(cfg: CfgNode) -> None:
             file.write_text(json.dumps(list(classes)))
 
 
-def with_data(cfg: CfgNode, detector: str | None = None) -> CfgNode:
-    """A copy of the config with what follows from its data; see :func:`follow_data`."""
-    pairs = follow_data(cfg, detector)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list(pairs)
-    cfg.freeze()
-    return cfg
-
-
 def follow_data(
     cfg: CfgNode, detector: str | None = None, given: Collection[str] | None = None
 ) -> list[Any]:

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
 
-from ..config_files import lookup
+from ..config_files import lookup, with_pairs
 from ..data.mapper import DetCoDatasetMapper
 from ..data.stream import build_pretrain_loader, load_train_images, mix_seed
 from ..recipe import recipe
@@ -53,20 +53,17 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
             "itself among its negatives. At most half the number of images is advised: "
             f"{num_images // 2}."
         )
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.MAX_ITER = num_iterations(cfg, num_images)
+    pairs: list[Any] = ["SOLVER.MAX_ITER", num_iterations(cfg, num_images)]
     if cfg.SOLVER.MAX_EPOCHS > 0:
-        logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER)
+        logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, pairs[1])
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
         rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
         logger.info(
             f"SOLVER.BASE_LR: {cfg.SOLVER.BASE_LR:g} is for a batch of "
             f"{cfg.SOLVER.LR_REFERENCE_BATCH}; for {batch} it is {rate:g}"
         )
-        cfg.SOLVER.BASE_LR = rate
-    cfg.freeze()
-    return cfg
+        pairs += ["SOLVER.BASE_LR", rate]
+    return with_pairs(cfg, pairs)
 
 
 def own_file(cfg: CfgNode, name: str) -> str:
@@ -85,10 +82,7 @@ class PretrainTrainer(Trainer):
     def __init__(self, cfg: CfgNode) -> None:
         self.images = load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR)
         check_batch(cfg, len(self.images), comm.get_world_size())
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.merge_from_list(recipe_pairs(cfg, len(self.images)))
-        cfg.freeze()
+        cfg = with_pairs(cfg, recipe_pairs(cfg, len(self.images)))
         self.data_seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.mapper = DetCoDatasetMapper(cfg)
         if cfg.MODEL.DEVICE == "cpu":

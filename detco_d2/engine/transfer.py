@@ -11,9 +11,10 @@ from detectron2.data.transforms import RandomCrop
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..config_files import with_pairs
 from ..weights.checkpointer import BackboneCheckpointer
 from ..weights.input_spec import InputSpec
-from .labels import build_evaluator, with_data, write_classes
+from .labels import build_evaluator, follow_data, write_classes
 from .trainer import Trainer
 
 
@@ -37,7 +38,7 @@ class TransferTrainer(Trainer):
         Raises:
             ValueError, OSError: data that cannot be trained on, see :func:`follow_data`.
         """
-        super().__init__(with_data(cfg))
+        super().__init__(with_pairs(cfg, follow_data(cfg)))
         if comm.is_main_process():
             write_classes(cfg)
 
@@ -79,7 +80,8 @@ def load_detector(cfg: CfgNode, resume: bool) -> tuple[CfgNode, Any]:
             "There is nothing to evaluate: set MODEL.WEIGHTS to a model_final.pth of train_net.py, "
             "or pass --resume for the newest checkpoint of OUTPUT_DIR."
         )
-    cfg = with_data(cfg, cfg.OUTPUT_DIR if resume else os.path.dirname(cfg.MODEL.WEIGHTS))
+    folder = cfg.OUTPUT_DIR if resume else os.path.dirname(cfg.MODEL.WEIGHTS)
+    cfg = with_pairs(cfg, follow_data(cfg, folder))
     model = TransferTrainer.build_model(cfg)
     spec = InputSpec(cfg)
     checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=spec, complete=True)

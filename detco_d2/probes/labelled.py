@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from ..data.check import check_datasets
-from ..data.datasets import list_images, register_by_name, register_voc_folder, seeded_subset
+from ..data.datasets import list_images, register_by_name, seeded_subset
 from ..data.decode import MAX_PIXELS, UnreadableImage, decode_image
 from ..data.stream import pack_images
 
@@ -164,8 +164,7 @@ def _find_halves(data: str) -> tuple[str, str]:
     lists = root / "ImageSets" / "Main"
     if lists.is_dir():
         has_test = (lists / "test.txt").is_file()
-        train = register_voc_folder(data, "trainval")
-        return train, register_voc_folder(data, "test") if has_test else ""
+        return f"{data}:trainval", f"{data}:test" if has_test else ""
     folders = {path.name.lower(): str(path) for path in root.glob("[!.]*") if path.is_dir()}
     trains, *tests = ([folders[n] for n in names if n in folders] for names in _HALVES)
     others = [path for found in tests for path in found]
