@@ -60,7 +60,8 @@ def plan(args: argparse.Namespace) -> dict[str, str]:
         f"--weights DetCo={cells}/DetCo/seed0/model_final.pth --output {output}",
         "Draw what the features see": "tools/visualize.py all --weights random "
         f"--weights {detco} --images {images}",
-        "Use a detector": f"tools/predict.py {cells}/DetCo/seed0 {images} --pictures 8",
+        "Use a detector": f"tools/predict.py {cells}/DetCo/seed0 {output}/scenes/test_100 "
+        "--pictures 8",
         "Write the page": f"tools/report.py {output}/pretrain --output {output}/report.html",
     }
 
