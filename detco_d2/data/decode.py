@@ -105,7 +105,8 @@ def decode_image(
             if (factor := reduction(width, height)) > 1:
                 image.draft(image.mode, (width // factor, height // factor))
             image.load()
-            return _upright(_to_rgb(image, is_deep), image)
+            pixels, turn = _to_rgb(image, is_deep), _UPRIGHT.get(_orientation(image))
+            return pixels if turn is None else pixels.transpose(turn)
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise _explain(error, max_pixels) from error
 
@@ -221,12 +222,6 @@ def _to_rgb(image: Image.Image, is_deep: bool = False) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
-
-
-def _upright(pixels: Image.Image, opened: Image.Image) -> Image.Image:
-    """Turn the pixels as the EXIF data of the opened file says."""
-    method = _UPRIGHT.get(_orientation(opened))
-    return pixels if method is None else pixels.transpose(method)
 
 
 def _orientation(opened: Image.Image) -> int:

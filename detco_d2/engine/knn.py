@@ -101,9 +101,7 @@ class KNNHook(HookBase):
             logger.warning("%s", error)
             features, numbers = {}, torch.zeros(0, dtype=torch.long)
         parts = comm.gather((features, numbers)) or [(features, numbers)]
-        joined: dict[str, torch.Tensor] = {}
-        for found, _ in parts:
-            for (_, stage), values in found.items():
-                joined[stage] = torch.cat([joined[stage], values]) if stage in joined else values
+        stages = dict.fromkeys(stage for found, _ in parts for _, stage in found)
+        joined = {s: torch.cat([f["average", s] for f, _ in parts if f]) for s in stages}
         order = torch.cat([positions for _, positions in parts])
         return joined, torch.from_numpy(half.labels)[order]

@@ -6,12 +6,10 @@ The stream and k-NN are imported where they are checked: fine-tuning needs neith
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
 from ..config_files import flatten
-from ..data.datasets import is_shard_name, prepare_datasets
 from .output_dir import BATCH_NORMS
 
 logger = logging.getLogger(__name__)
@@ -84,25 +82,10 @@ def check_run(cfg: CfgNode, processes: int) -> int:
         load_knn_halves(cfg)
     from ..data.stream import load_train_images
 
-    check_images(cfg.DATASETS.TRAIN)
     num_images = len(load_train_images(cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR))
     check_batch(cfg, num_images, processes)
     check_learns(cfg, processes)
     return num_images
-
-
-def check_images(names: Sequence[str]) -> None:
-    """Refuse a DATASETS.TRAIN that names what is not there, before any process starts.
-
-    Raises:
-        ValueError, FileNotFoundError: see :func:`list_shards` and :func:`prepare_datasets`.
-    """
-    if any(is_shard_name(name) for name in names):
-        from ..data.tar import list_shards
-
-        list_shards(names)
-    else:
-        prepare_datasets(names, [])
 
 
 def check_batch(cfg: CfgNode, num_images: int, processes: int) -> None:

@@ -87,8 +87,3 @@ def load_detector(cfg: CfgNode, resume: bool) -> tuple[CfgNode, Any]:
     checkpointer = BackboneCheckpointer(model, cfg.OUTPUT_DIR, input_spec=spec, complete=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     return cfg, model
-
-
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """The scores on DATASETS.TEST of what :func:`load_detector` loads."""
-    return TransferTrainer.test(*load_detector(cfg, resume))

@@ -18,7 +18,7 @@ from detco_d2.data.datasets import seeded_subset
 from detco_d2.data.synthetic import register_scenes
 from detco_d2.engine.output_dir import check_output_dir
 from detco_d2.engine.pretrain import PretrainTrainer
-from detco_d2.engine.transfer import TransferTrainer, build_mapper, evaluate, load_detector
+from detco_d2.engine.transfer import TransferTrainer, build_mapper, load_detector
 
 from ..conftest import NARROW, ROOT, SETTINGS, load_config, tiny_config
 
@@ -185,7 +185,7 @@ def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = width
     for resume in (False, True):
         (tmp_path / "inference" / "coco_instances_results.json").unlink()
-        results = evaluate(cfg, resume=resume)
+        results = TransferTrainer.test(*load_detector(cfg, resume=resume))
         assert predictions() == (pytest.approx(scores), [pytest.approx(box) for box in boxes])
         assert results["bbox"] == pytest.approx(trained["bbox"], nan_ok=True)
 
