@@ -177,6 +177,12 @@ def use_classes(name: str, classes: Sequence[str]) -> None:
     MetadataCatalog.get(name).set(**{**metadata, "thing_classes": list(classes)})
 
 
+def register_voc_folder(root: str, split: str) -> str:
+    """Register a split of a folder in VOC's layout; returns its name."""
+    register_by_name([f"{root}:{split}"])
+    return f"{root}:{split}"
+
+
 def load_images(names: Sequence[str], key: str = "DATASETS.TRAIN") -> list[dict[str, Any]]:
     """The images of data sets and folders without their annotations; none is dropped.
 
@@ -222,14 +228,10 @@ def seeded_subset(items: Sequence[Any], count: int, seed: int) -> list[Any]:
     return [items[i] for i in sorted(chosen)]
 
 
-def _register_imagenet(root: str) -> None:
-    for split in ("train", "val"):
-        name, folder = f"imagenet_{split}", os.path.join(root, "imagenet", split)
-        DatasetCatalog.register(name, lambda folder=folder: list_images(folder))
-        MetadataCatalog.get(name).set(image_root=folder)
-
-
-_register_imagenet(os.getenv("DETECTRON2_DATASETS", "datasets"))
+for _split in ("train", "val"):
+    _folder = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "imagenet", _split)
+    DatasetCatalog.register(f"imagenet_{_split}", partial(list_images, _folder))
+    MetadataCatalog.get(f"imagenet_{_split}").set(image_root=_folder)
 register_by_name(  # the paper's low-data experiments
     [f"coco_2017_train_{p}percent_seed{seed}" for p in (1, 2, 5, 10) for seed in range(10)]
 )

@@ -63,10 +63,8 @@ class CheckpointHook(hooks.PeriodicCheckpointer):
         A checkpoint has the model, and a momentum for each number that it trains.
         """
         model, folder = self.checkpointer.model, os.path.abspath(self.checkpointer.save_dir)
-        tensors = [
-            *model.state_dict().values(),
-            *(p for p in model.parameters() if p.requires_grad),
-        ]
+        tensors = list(model.state_dict().values())
+        tensors += [p for p in model.parameters() if p.requires_grad]
         size, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(folder).free
         text = f"{folder} has {free / 1e6:.1f} MB free; a checkpoint takes {size / 1e6:.1f} MB"
         return text, free / size

@@ -2,19 +2,16 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detco_d2.data.datasets import (
-    _register_imagenet,
-    load_images,
-    prepare_datasets,
-    register_by_name,
-    seeded_subset,
-)
+from detco_d2.data.datasets import load_images, prepare_datasets, register_by_name, seeded_subset
 from detco_d2.data.synthetic import register_scenes
 
+from ..conftest import ROOT
 from ..layouts import write_text
 from ..pictures import save_image
 
@@ -43,14 +40,14 @@ def test_no_image_is_dropped_for_lacking_boxes(tmp_path, scenes):
     assert len(load_images([register_scenes(str(tmp_path), "train")])) == 12
 
 
-def test_imagenet_is_found_under_the_data_folder(tmp_path, monkeypatch):
+def test_imagenet_is_found_under_the_data_folder(tmp_path):
     save_image(tmp_path / "imagenet" / "train" / "n01440764" / "x.JPEG")
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        monkeypatch.setattr(catalog, "data", {})
-    _register_imagenet(str(tmp_path))
-    assert len(load_images(("imagenet_train",))) == 1
-    with pytest.raises(FileNotFoundError, match=rf"MISSING {tmp_path}/imagenet/val"):
-        load_images(("imagenet_val",))
+    code = "from detco_d2.data.datasets import load_images as load; "
+    code += "print(len(load(['imagenet_train']))); load(['imagenet_val'])"
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "1\n" and f"MISSING {tmp_path}/imagenet/val" in done.stderr
 
 
 def test_an_unknown_name_suggests_the_nearest():
