@@ -54,8 +54,7 @@ def bench(tool, voc, tmp_path, monkeypatch):
     fake = FakeTraining()
     monkeypatch.setattr(tool, "run_training", fake)
     suite = os.path.join(ROOT, "configs", "quick", "retinanet_R_18_FPN.yaml")
-    line = f"--suite {suite} --init random --seeds 2 --fraction 0.5 --fraction 1"
-    line += f" --data {voc}:trainval {voc}:test"
+    line = f"--suite {suite} --init random --seeds 2 --voc {voc} --fraction 0.5 --fraction 1"
 
     def run(*more):
         call(tool, "--output", tmp_path, *line.split(), *more)
@@ -122,7 +121,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(benc
     "arguments, message",
     [
         (["--init", "detco=/no/such.pth"], "No weight file at '/no/such.pth'"),
-        (["--data", "/no/such", "/no"], "neither a registered data set nor"),
+        (["--voc", "/no/such"], "neither a registered data set nor"),
         (["--shard", "2/2"], "0 <= i < n"),
         (["--shard", "1"], "0 <= i < n"),
         (["--suite", "papper"], "no files, and no suite"),
@@ -156,17 +155,7 @@ def test_the_paper_suite_is_every_protocol(tool):
 def test_a_cell_runs_for_real_and_again_from_its_checkpoint(voc, tmp_path):
     command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "benchmark.py")]
     command += ["--suite", os.path.join(ROOT, "configs/quick/retinanet_R_18_FPN.yaml")]
-    command += [
-        "--init",
-        "random",
-        "--seeds",
-        "1",
-        "--data",
-        f"{voc}:trainval",
-        f"{voc}:test",
-        "--output",
-        str(tmp_path),
-    ]
+    command += ["--init", "random", "--seeds", "1", "--voc", voc, "--output", str(tmp_path)]
     command += ["--evaluations", "2", "--opts", *SETTINGS]
     found = []
     for _ in range(2):

@@ -191,6 +191,7 @@ def main() -> None:
     add("--shard", default="0/1", help="i/n: run only the i-th of every n cells, from 0")
     add("--evaluations", type=int, default=4, help="of each run, evenly spaced to its end")
     add("--data", nargs=2, metavar=("TRAIN", "TEST"), help="names of data, not the configs' own")
+    add("--voc", help="a folder in VOC's layout: --data FOLDER:trainval FOLDER:test")
     add("--fraction", type=float, action="append", help="share of TRAIN; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
     args = parser.parse_args(at_home(sys.argv[1:]))
@@ -198,13 +199,14 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")
     try:
+        if args.voc:
+            args.data = [f"{os.path.abspath(args.voc)}:{split}" for split in ("trainval", "test")]
         tasks = make_tasks(args)
         cells = plan(tasks, args.init, args.seeds, args.shard)
         failed = run_all(args, cells)
     except (ValueError, OSError) as error:
         sys.exit(f"benchmark: {error}")
-    everything = plan(tasks, args.init, args.seeds, "0/1")
-    results = [read_result(cell, args.output) for cell in everything]
+    results = [read_result(cell, args.output) for cell in plan(tasks, args.init, args.seeds, "0/1")]
     text = write_report(args.output, results, command_line())
     logger.info("\n%s\nwritten to %s", text, args.output)
     if failed:

@@ -35,15 +35,14 @@ def check_learns(cfg: CfgNode, processes: int, refuse: bool = True) -> None:
     Raises:
         ValueError: says which keys to change.
     """
-    frozen, batch, parts = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.SOLVER.IMS_PER_BATCH, 1
+    frozen, batch = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.SOLVER.IMS_PER_BATCH
+    parts = cfg.SOLVER.ACCUMULATION_STEPS if refuse else 1
     if frozen > 0 and not cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"MODEL.BACKBONE.FREEZE_AT is {frozen} and MODEL.WEIGHTS is empty: the first {frozen} "
             "parts of the backbone would stay as they are drawn. Set MODEL.BACKBONE.FREEZE_AT to "
             "0, or name weights."
         )
-    if refuse:
-        parts = cfg.SOLVER.ACCUMULATION_STEPS
     norms = [
         f"MODEL.{key}"
         for key, value in flatten(cfg.MODEL)

@@ -53,17 +53,17 @@ def with_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
             "itself among its negatives. At most half the number of images is advised: "
             f"{num_images // 2}."
         )
-    pairs: list[Any] = ["SOLVER.MAX_ITER", num_iterations(cfg, num_images)]
+    cfg = with_pairs(cfg, ["SOLVER.MAX_ITER", num_iterations(cfg, num_images)])
     if cfg.SOLVER.MAX_EPOCHS > 0:
-        logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, pairs[1])
+        logger.info("%d epochs are %d iterations", cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER)
     if cfg.SOLVER.LR_REFERENCE_BATCH > 0:
         rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.LR_REFERENCE_BATCH
         logger.info(
             f"SOLVER.BASE_LR: {cfg.SOLVER.BASE_LR:g} is for a batch of "
             f"{cfg.SOLVER.LR_REFERENCE_BATCH}; for {batch} it is {rate:g}"
         )
-        pairs += ["SOLVER.BASE_LR", rate]
-    return with_pairs(cfg, pairs)
+        cfg = with_pairs(cfg, ["SOLVER.BASE_LR", rate])
+    return cfg
 
 
 def own_file(cfg: CfgNode, name: str) -> str:

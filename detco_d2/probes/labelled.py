@@ -163,8 +163,7 @@ def _find_halves(data: str) -> tuple[str, str]:
     root = Path(data)
     lists = root / "ImageSets" / "Main"
     if lists.is_dir():
-        has_test = (lists / "test.txt").is_file()
-        return f"{data}:trainval", f"{data}:test" if has_test else ""
+        return f"{data}:trainval", f"{data}:test" if (lists / "test.txt").is_file() else ""
     folders = {path.name.lower(): str(path) for path in root.glob("[!.]*") if path.is_dir()}
     trains, *tests = ([folders[n] for n in names if n in folders] for names in _HALVES)
     others = [path for found in tests for path in found]
