@@ -40,6 +40,12 @@ def test_one_run_gives_the_step_and_the_bare_encoders():
     assert "peak memory after one step" in output
 
 
+@pytest.mark.slow
+def test_compiled_encoders_are_timed_beside_the_others():
+    step = rows(run("--compile", "default"), "Step, float32, batch 2")
+    assert set(step) == {"bare encoders", "query", "step", "step, compiled: default"}
+
+
 def test_another_run_gives_the_views_of_each_kind(scenes):
     views = rows(run("--images", f"{scenes}/train", "--num-images", "4"), "Data on one core")
     assert set(views) == {"decoding alone", "views, pil", "views, fast", "views, device"}

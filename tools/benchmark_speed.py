@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the plain fo
 from tests.references import make_plain, make_plain_sgd
 
 Calls = dict[str, Callable[[], Any]]
+MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; all but one: CUDA graphs
 
 
 def measure(calls: Calls, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -135,6 +136,11 @@ def measure_step(args: argparse.Namespace, cfg: CfgNode) -> None:
     print(f"peak memory after one step: {peak_memory(cfg.MODEL.DEVICE):.2f} GiB")
     calls: Calls = {"bare encoders": case.bare, "query": case.query, "step": case.step}
     precision = "bfloat16" if cfg.SOLVER.AMP.ENABLED else "float32"
+    for mode in args.compile:
+        compiled = Case(cfg, args.batch)
+        for encoder in (compiled.model.query_encoder, compiled.model.key_encoder):
+            encoder.compile(mode=mode, dynamic=False)
+        calls[f"step, compiled: {mode}"] = compiled.step
     if args.plain:
         cfg.SOLVER.AMP.ENABLED = False
         calls["plain step in float32"] = Case(cfg, args.batch, is_plain=True).step
@@ -167,6 +173,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--plain", action="store_true", help="also time the plain formulas")
+    parser.add_argument("--compile", action="append", choices=MODES, default=[], help="repeatable")
     parser.add_argument("--images", help="a folder or data set: time its views, not the step")
     parser.add_argument("--num-images", type=int, default=64, help="of them")
     args = parser.parse_args(at_home(sys.argv[1:]))

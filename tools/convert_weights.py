@@ -38,17 +38,11 @@ def parse() -> tuple[argparse.Namespace, dict[str, str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", required=True, metavar="FILE")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="ends in .pth, .pkl or .safetensors"
-    )
-    parser.add_argument(
-        "--to",
-        choices=("detectron2", "torchvision", "timm"),
-        default="detectron2",
-        help="whose names (default: detectron2); the last two are the same",
-    )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(_FORMS)}")
+    add, libraries = parser.add_argument, ("detectron2", "torchvision", "timm")
+    add("--input", required=True, metavar="FILE")
+    add("--output", required=True, metavar="FILE", help="ends in .pth, .pkl or .safetensors")
+    add("--to", choices=libraries, default="detectron2", help="whose names; the last two are equal")
+    add("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(_FORMS)}")
     args = parser.parse_args(at_home(sys.argv[1:]))
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
     if len(args.opts) % 2 or not set(pairs) <= set(_FORMS):
