@@ -73,7 +73,7 @@ def verdict(output: Path) -> str:
     if found["interval"] and found["interval"][0] > 0:
         return f"From DetCo's weights the detector is better, by {found['mean']:.1f} AP."
     zoo = (ROOT / "docs/MODEL_ZOO.md").read_text()
-    section = zoo[zoo.index("## PASCAL VOC 2007") : zoo.index("### `fast` and")]
+    section = zoo[zoo.index("## PASCAL VOC 2007") : zoo.index("## Microscope")]
     return f"So short a demo does not show DetCo to be better. On photographs it is:\n\n{section}"
 
 
