@@ -2,7 +2,7 @@
 """How fast a pretraining step, or its data, is: as ratios to the bare network.
 
 python tools/benchmark_speed.py --config-file configs/detco.yaml --batch 8
-python tools/benchmark_speed.py --batch 256 --num-gpus 1 SOLVER.AMP.ENABLED True
+python tools/benchmark_speed.py --batch 32 --num-gpus 1 --compile reduce-overhead
 python tools/benchmark_speed.py --images /my/photos
 
 All variants of a table are timed in turn in one run, and medians compared; random pixels feed the

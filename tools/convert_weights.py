@@ -38,10 +38,11 @@ def parse() -> tuple[argparse.Namespace, dict[str, str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, libraries = parser.add_argument, ("detectron2", "torchvision", "timm")
+    add = parser.add_argument
     add("--input", required=True, metavar="FILE")
     add("--output", required=True, metavar="FILE", help="ends in .pth, .pkl or .safetensors")
-    add("--to", choices=libraries, default="detectron2", help="whose names; the last two are equal")
+    whose = "whose names (default: detectron2); the last two are the same"
+    add("--to", choices=("detectron2", "torchvision", "timm"), default="detectron2", help=whose)
     add("opts", nargs=argparse.REMAINDER, help=f"pairs of {', '.join(_FORMS)}")
     args = parser.parse_args(at_home(sys.argv[1:]))
     pairs = dict(zip(args.opts[::2], args.opts[1::2]))
