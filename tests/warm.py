@@ -292,8 +292,9 @@ def serve(path: str) -> NoReturn:
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the tests
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen()
+    os.rename(f"{path}.new", path)  # what clients wait for: they find it when it answers
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
