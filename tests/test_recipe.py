@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from detectron2.modeling import build_model
 
 from detco_d2.recipe import KEYS, recipe
 
@@ -42,7 +43,5 @@ def test_a_run_has_the_recipe_as_plain_values_but_for_what_is_given(scenes, tmp_
 
 
 def test_an_open_config_says_what_is_missing_where_a_model_is_built():
-    from detectron2.modeling import build_model
-
     with pytest.raises(ValueError, match="HEAD_NORM is None"):
         build_model(load_config("own_images.yaml"))

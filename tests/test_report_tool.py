@@ -40,8 +40,7 @@ def run(tmp_path) -> Path:
 
 def test_the_page_is_written_beside_the_run(tool, run):
     call(tool, run)
-    text = (run / "report.html").read_text()
-    assert "60 of 100 iterations" in text
+    assert "60 of 100 iterations" in (run / "report.html").read_text()
 
 
 def test_the_results_of_the_demo_around_a_run_are_found(tool, run):

@@ -78,9 +78,7 @@ def apply_batched(images: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     pixels = images.flatten(2).float()
     offset = matrices[:, 1] @ pixels.mean(dim=2, keepdim=True)
     # the clip is the one that 8 bits make before the blur
-    pixels = (
-        torch.baddbmm(offset, matrices[:, 0], pixels).clamp_(0, 255).unflatten(2, images.shape[2:])
-    )
+    pixels = torch.baddbmm(offset, matrices[:, 0], pixels).clamp_(0, 255).view_as(images)
     sigma = packed[:, 18]
     chosen = sigma.nonzero()[:, 0]
     if len(chosen):
@@ -99,7 +97,6 @@ def _gaussian_blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     kernels = kernels.to(images.device, non_blocking=True)
     images = images.reshape(1, count * channels, height, width)
     for shape, pad in (((1, -1), (radius, radius, 0, 0)), ((-1, 1), (0, 0, radius, radius))):
-        padded = F.pad(images, pad, mode="replicate")
         weight = kernels.view(count * channels, 1, *shape)
-        images = F.conv2d(padded, weight, groups=count * channels)
+        images = F.conv2d(F.pad(images, pad, mode="replicate"), weight, groups=count * channels)
     return images.view(count, channels, height, width)

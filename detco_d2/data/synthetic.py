@@ -67,12 +67,10 @@ def render_scene(
             continue
         free &= ~mask
         image[mask] = _texture(rng, height, width, category)[mask]
-        ys, xs = np.nonzero(mask)
-        x0, y0 = int(xs.min()), int(ys.min())
         annotations.append(
             {
                 "category_id": category + 1,
-                "bbox": [x0, y0, int(xs.max()) - x0 + 1, int(ys.max()) - y0 + 1],
+                "bbox": list(cv2.boundingRect(mask.astype(np.uint8))),
                 "segmentation": [flat],
                 "area": int(mask.sum()),
                 "iscrowd": 0,

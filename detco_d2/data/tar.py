@@ -100,8 +100,7 @@ def list_shards(names: Sequence[str]) -> list[str]:
         matches = [match for path in paths for match in glob.glob(path) or [path]]
         found += sorted(os.path.abspath(match) for match in matches)
     found = list(dict.fromkeys(found))
-    missing = [path for path in found if not os.path.isfile(path)]
-    if missing:
+    if missing := [path for path in found if not os.path.isfile(path)]:
         raise FileNotFoundError(
             f"{len(missing)} of {len(found)} tar shards of DATASETS.TRAIN do not exist: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
@@ -171,7 +170,7 @@ def _make_index(path: str) -> ShardIndex:
     places, names = array.array("q"), bytearray()
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            images = (m for m in _members(tar) if _is_image(m))
+            images = filter(_is_image, _members(tar))
             for _, sample in itertools.groupby(images, key=lambda m: _split(m.name)[0]):
                 image = min(sample, key=lambda m: "." in _split(m.name)[1])
                 names += image.name.encode(errors="surrogateescape")
@@ -206,9 +205,8 @@ def _is_image(member: tarfile.TarInfo) -> bool:
     if not member.isreg() or member.issparse():
         return False
     # WebDataset keeps its own notes in `__x__/`
-    hidden = re.match("__[^/]*__/", member.name) or any(
-        map(is_hidden, map(Path, member.name.split("/")))
-    )
+    parts = map(Path, member.name.split("/"))
+    hidden = re.match("__[^/]*__/", member.name) or any(map(is_hidden, parts))
     return not hidden and member.name.lower().endswith(EXTENSIONS)
 
 

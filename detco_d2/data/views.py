@@ -41,10 +41,9 @@ class View:
         self.randaugment = []
         if kind == "global" and node.RANDAUGMENT_OPS:
             self.randaugment.append(T.RandAugment(node.RANDAUGMENT_OPS, node.RANDAUGMENT_MAGNITUDE))
-        bilinear = T.InterpolationMode.BILINEAR
         self.chain = T.Compose(
             [
-                T.RandomResizedCrop(self.size, self.scale, RATIO, interpolation=bilinear),
+                T.RandomResizedCrop(self.size, self.scale, RATIO),
                 T.RandomHorizontalFlip(node.FLIP_PROB),
                 *self.randaugment,
                 T.RandomApply([self.jitter], p=node.COLOR_JITTER_PROB),
@@ -74,12 +73,10 @@ class View:
         colours = []
         if _happens(self.node.COLOR_JITTER_PROB):
             order, *factors = self.jitter.get_params(*(getattr(self.jitter, n) for n in _JITTER))
-            drawn = [(_JITTER[i], factors[i]) for i in order.tolist()]
-            colours = [(name, factor) for name, factor in drawn if factor is not None]
+            colours = [(_JITTER[i], factors[i]) for i in order.tolist() if factors[i] is not None]
         if _happens(self.node.GRAYSCALE_PROB):
             colours.append(("grayscale", 0.0))
-        blurred = _happens(self.node.BLUR_PROB)
-        return Photometric(tuple(colours), self.sigma() if blurred else 0.0)
+        return Photometric(tuple(colours), self.sigma() if _happens(self.node.BLUR_PROB) else 0.0)
 
 
 class Pyramid:

@@ -1,5 +1,6 @@
 """What a run meets and survives: images that cannot be read, steps that are no numbers."""
 
+import itertools
 import json
 import logging
 import math
@@ -118,9 +119,6 @@ class NonFiniteSteps:
 
 def nonfinite_gradients(model: nn.Module, most: int = 20) -> list[str]:
     """The names of the first parameters whose gradient holds an infinity or a NaN."""
-    names = (
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not parameter.grad.isfinite().all()
-    )
-    return [name for name, _ in zip(names, range(most))]
+    graded = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+    bad = (name for name, gradient in graded if not gradient.isfinite().all())
+    return list(itertools.islice(bad, most))

@@ -25,9 +25,8 @@ def load_knn_halves(cfg: CfgNode) -> tuple[Labelled, Labelled]:
     Raises:
         ValueError, FileNotFoundError: see :func:`load_halves`.
     """
-    return load_halves(
-        cfg.TEST.KNN.DATASET, max_images=cfg.TEST.KNN.MAX_IMAGES, key="TEST.KNN.DATASET"
-    )
+    node = cfg.TEST.KNN
+    return load_halves(node.DATASET, max_images=node.MAX_IMAGES, key="TEST.KNN.DATASET")
 
 
 class KNNHook(HookBase):
@@ -71,10 +70,7 @@ class KNNHook(HookBase):
             logger.warning("No k-NN: no image of a half of TEST.KNN.DATASET can be read.")
             return
         k = self.cfg.TEST.KNN.NEIGHBOURS
-        found = {
-            f"knn/{stage}": knn(features[stage], y, test_features[stage], test_y, k=k)
-            for stage in features
-        }
+        found = {f"knn/{s}": knn(x, y, test_features[s], test_y, k=k) for s, x in features.items()}
         self.trainer.storage.put_scalars(**found, smoothing_hint=False)
         values = ", ".join(f"{name.removeprefix('knn/')} {v:.1f} %" for name, v in found.items())
         logger.info(

@@ -91,15 +91,11 @@ def paint_views(batch: dict[str, Any], image_format: str) -> np.ndarray:
         places = batch[f"{view}/cells"].cpu().argsort()  # of one image: of the cells in their order
         columns[f"{title}\noriginal order"] = [_board(p[i]) for p, i in zip(pixels, places)]
     side = max(column[0].shape[-1] for column in columns.values())
-    images = [
-        F.pad(image, 2 * (0, side - image.shape[-1]), value=255)
-        for row in zip(*columns.values())
-        for image in row
-    ]
+    rows = zip(*columns.values())
+    images = [F.pad(x, 2 * (0, side - x.shape[-1]), value=255) for row in rows for x in row]
     table = make_grid(images, nrow=len(columns), padding=MARGIN, pad_value=255)
-    picture = Image.fromarray(
-        F.pad(table, (0, 0, TITLE_HEIGHT, 0), value=255).permute(1, 2, 0).numpy()
-    )
+    table = F.pad(table, (0, 0, TITLE_HEIGHT, 0), value=255)
+    picture = Image.fromarray(table.permute(1, 2, 0).numpy())
     pen = ImageDraw.Draw(picture)
     for i, title in enumerate(columns):
         pen.multiline_text((MARGIN + i * (side + MARGIN), 2), title, fill="black")

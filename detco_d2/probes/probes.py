@@ -127,8 +127,7 @@ def svm(
         for y_M, decision in zip(y_MC.T, decisions.T)
     ]
     mean = 100 * float(np.mean(precisions))
-    low, high = _scatter(y_MC, decisions)
-    result = {"mAP": mean, "interval": [mean + low, mean + high]}
+    result = {"mAP": mean, "interval": [mean + end for end in _scatter(y_MC, decisions)]}
     if train_y.ndim == 1:
         common = np.full(len(kept), _best(scores.mean(axis=0)))
         guess = svms.decide(test_x, svms.fit(y_NC == 1, common)).argmax(axis=1)
@@ -177,8 +176,7 @@ class LinearSVMs:
         positive = torch.from_numpy(positive_NP)
         sign = positive.float() * 2 - 1
         weight = torch.from_numpy(2 * costs_P * (1 + positive_NP) * used_NP).float()
-        metric = 1 + 4 * torch.from_numpy(costs_P) * self.curvatures.clamp(min=0)[:, None]
-        metric = metric.float()
+        metric = (1 + 4 * torch.from_numpy(costs_P) * self.curvatures.clamp(min=0)[:, None]).float()
         w = torch.zeros_like(metric) if start_DP is None else start_DP
         ahead, inertia = w, torch.ones(len(costs_P))
         for _ in range(_MOST_STEPS):

@@ -123,9 +123,8 @@ class _Unpickler(_PythonUnpickler):
             return getattr(self, method) if method else None
         if asked in _NUMBERS:
             return _NUMBERS[asked]
-        is_standard = asked.partition(".")[0] in sys.stdlib_module_names
         if asked.startswith("torch._utils._rebuild") or (
-            is_standard and not _SETTINGS.fullmatch(asked)
+            asked.partition(".")[0] in sys.stdlib_module_names and not _SETTINGS.fullmatch(asked)
         ):
             raise ValueError(asks_for(f"{self._after}{asked}"))
         if asked == "builtins.getattr":  # of nested classes, but also of an attack

@@ -17,7 +17,6 @@ from .sources import locate_backbone
 logger = logging.getLogger(__name__)
 
 AUTHOR = "detco_d2"  # of a converted file
-_ADVICE = "It is cut, or of another network."
 
 
 @dataclass(frozen=True)
@@ -111,16 +110,15 @@ def place_backbone(
     if matched < len(slots):
         shape = describe_resnet(backbone.tensors)
         resnet = f" (those of MODEL.RESNETS {shape})" if shape else ""
+        causes = differences(backbone.tensors, wanted) or ["It is cut, or of another network."]
         raise ValueError(
             f"Only {matched} of the model's {len(slots)} backbone tensors are in "
             f"{backbone}{resnet}:\n{load_report(backbone.tensors, wanted, backbone.unused)}\n"
-            "The backbone would start at random. "
-            + " ".join(differences(backbone.tensors, wanted) or [_ADVICE])
+            f"The backbone would start at random. {' '.join(causes)}"
         )
     unused = sorted(backbone.tensors.keys() - slots.keys())
     parts = {name.partition(".")[0] for name in slots}.union(TORCHVISION_PARTS)
-    foreign = [name for name in unused if name.partition(".")[0] in parts]
-    if foreign:
+    if foreign := [name for name in unused if name.partition(".")[0] in parts]:
         raise ValueError(
             f"{backbone} has {len(foreign)} tensors in the midst of its backbone that the model "
             f"has not, such as {foreign[:3]}: it is of another network, or deeper. "

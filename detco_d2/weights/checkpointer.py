@@ -27,16 +27,10 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
     """
 
     def __init__(
-        self,
-        model: Any,
-        save_dir: str = "",
-        *,
-        input_spec: InputSpec,
-        complete: bool = False,
-        **kwargs: Any,
+        self, *args: Any, input_spec: InputSpec, complete: bool = False, **kwargs: Any
     ) -> None:
         """Load the model's backbone at least, or with `complete` every tensor of the model."""
-        super().__init__(model, save_dir, input_spec=input_spec, **kwargs)
+        super().__init__(*args, input_spec=input_spec, **kwargs)
         self.input_spec = input_spec
         self.complete = complete
         self._choice = ""
@@ -54,8 +48,7 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
             raise ValueError(f"{filename!r} has no tensors; {describe_keys(data)}.")
         is_whole_model = len(state.keys() & tensors.keys()) > len(state) / 2 and not self._choice
         if not is_whole_model and not is_caffe2(tensors):
-            backbone = find_backbone(tensors, data, filename, self._choice)
-            if backbone is not None:
+            if backbone := find_backbone(tensors, data, filename, self._choice):
                 self.input_spec.load_state_dict(backbone.spec)
                 return {"model": place_backbone(backbone, state)}
         self.input_spec.load_state_dict(spec_of(data, tensors) or {})
@@ -76,10 +69,8 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
             raise ValueError(f"The weights' names fit no part of the model: {error!r}") from error
         state = self.model.state_dict()
         fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
-        loaded = {name: tensor for name, tensor in state.items() if name not in fresh}
-        refuse_nonfinite(loaded, "the weights")
-        deeper = [name for name in incompatible.unexpected_keys if _BLOCK.match(name)]
-        if deeper:
+        refuse_nonfinite({key: state[key] for key in state if key not in fresh}, "the weights")
+        if deeper := [name for name in incompatible.unexpected_keys if _BLOCK.match(name)]:
             raise ValueError(
                 f"{len(deeper)} tensors of the weights' backbone have no place in the model, such "
                 f"as {sorted(deeper)[:3]}: they are of a deeper ResNet. See MODEL.RESNETS.DEPTH."
@@ -93,8 +84,7 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
                 "--resume."
             )
         expected = {target for targets in backbone_slots(state).values() for target in targets}
-        absent = [key for key in fresh & expected if not (folded and "running_" in key)]
-        if absent:
+        if absent := [key for key in fresh & expected if not (folded and "running_" in key)]:
             raise ValueError(
                 f"{len(absent)} of {len(expected)} backbone tensors did not load and would start "
                 "at random:\n  " + "\n  ".join(sorted(absent))

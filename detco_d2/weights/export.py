@@ -42,13 +42,10 @@ def write_tensors(
     if suffix not in _SUFFIXES:
         raise ValueError(f"The output {path!r} must end in one of {', '.join(_SUFFIXES)}.")
     # copies: a view would bring its whole storage along
-    content: dict[str, Any] = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    dense = torch.contiguous_format
+    content: dict[str, Any] = {n: t.clone(memory_format=dense) for n, t in tensors.items()}
     if suffix == ".pkl":
-        coarse = [name for name, tensor in content.items() if tensor.dtype == torch.bfloat16]
-        if coarse:
+        if coarse := [name for name in content if content[name].dtype == torch.bfloat16]:
             raise ValueError(f"{coarse[0]} is bfloat16, which a .pkl cannot hold; write .pth.")
         content = {name: tensor.numpy() for name, tensor in content.items()}
     data = {"model": content, **around} if around else content
@@ -61,15 +58,13 @@ def write_tensors(
             torch.save(data, part)
 
 
-def _write_safetensors(
-    path: Path, tensors: dict[str, torch.Tensor], around: dict[str, Any]
-) -> None:
+def _write_safetensors(path: Path, tensors: dict[str, torch.Tensor], said: dict[str, Any]) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
         raise ImportError("To write .safetensors: pip install safetensors") from error
-    said = {key: json.dumps(value) for key, value in around.items()}
-    save_file(tensors, path, {"format": "pt", **said})  # the format is what timm asks for
+    words = {key: json.dumps(value) for key, value in said.items()}
+    save_file(tensors, path, {"format": "pt", **words})  # the format is what timm asks for
 
 
 def to_torchvision(
@@ -84,16 +79,14 @@ def to_torchvision(
     Raises:
         ValueError: a tensor that these models have not, or input settings that they have not.
     """
-    wrong = differing(spec, TORCHVISION_SPEC)
-    if wrong:
+    if wrong := differing(spec, TORCHVISION_SPEC):
         seen = ", ".join(f"{key} {value}" for key, value in wrong.items())
         wanted = ", ".join(f"{key} {TORCHVISION_SPEC[key]}" for key in wrong)
         raise ValueError(
             f"The weights were trained with {seen}, and the models of torchvision and timm have "
             f"{wanted}: their features would differ. Names of Detectron2 keep the settings."
         )
-    strange = [name for name in tensors if name not in TO_TORCHVISION]
-    if strange:
+    if strange := [name for name in tensors if name not in TO_TORCHVISION]:
         raise ValueError(f"torchvision's ResNets have nothing like {strange[:5]}.")
     result = {TO_TORCHVISION[name]: tensor for name, tensor in tensors.items()}
     norms = [name.removesuffix("running_var") for name in result if name.endswith("running_var")]

@@ -60,9 +60,7 @@ def build_resnet(
     """Detectron2's ResNet of some MODEL.RESNETS keys, with the outputs of these stages."""
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.NORM = norm
-    cfg.MODEL.RESNETS.OUT_FEATURES = list(stages)
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
+    cfg.MODEL.RESNETS.update(NORM=norm, OUT_FEATURES=list(stages), STRIDE_IN_1X1=stride_in_1x1)
     if shape["DEPTH"] in (18, 34):
         cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     cfg.MODEL.RESNETS.update(shape)

@@ -9,13 +9,6 @@ from ..config_files import lookup
 from .sources import is_caffe2
 
 SPEC_KEY = "input_spec"  # under which a weight file of this project says them
-KEYS = (
-    "INPUT.FORMAT",
-    "MODEL.PIXEL_MEAN",
-    "MODEL.PIXEL_STD",
-    "MODEL.RESNETS.STRIDE_IN_1X1",
-    "MODEL.RESNETS.DEPTH",
-)
 
 # What torchvision, MoCo and OpenSelfSup train with; assumed for files that do not say.
 TORCHVISION_SPEC: dict[str, Any] = {
@@ -24,6 +17,7 @@ TORCHVISION_SPEC: dict[str, Any] = {
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
 }
+KEYS = (*TORCHVISION_SPEC, "MODEL.RESNETS.DEPTH")  # what a checkpoint says
 
 # What MSRA's (Caffe2) ResNets were trained with: the supervised baseline's weights.
 MSRA_SPEC: dict[str, Any] = {
@@ -81,11 +75,9 @@ class InputSpec:
         Raises:
             ValueError: the weights were trained with other settings; lists the keys to change.
         """
-        wrong = differing(state, self.settings)
-        if wrong:
-            seen = [
-                f"  {k}: {v!r} in the weights, {self.settings[k]!r} here" for k, v in wrong.items()
-            ]
+        if wrong := differing(state, self.settings):
+            own = self.settings
+            seen = [f"  {k}: {v!r} in the weights, {own[k]!r} here" for k, v in wrong.items()]
             raise ValueError(
                 "The config reads images otherwise than these weights were trained:\n"
                 + "\n".join(seen)

@@ -7,8 +7,6 @@ from typing import Any
 PRETRAINING_PREFIX = "query_encoder.backbone."
 # Where a backbone can stand in a model: a detector with and without FPN, or DetCo itself.
 _MODEL_PREFIXES = ("backbone.bottom_up.", "backbone.", PRETRAINING_PREFIX, "key_encoder.backbone.")
-C4_RES5 = "roi_heads.res5."
-C4_EXTRA_NORM = "roi_heads.res5.norm."
 PARTS = ("stem", "res2", "res3", "res4", "res5")
 TORCHVISION_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
@@ -48,11 +46,13 @@ TO_DETECTRON2 = {
 TO_TORCHVISION = {ours: theirs for theirs, ours in TO_DETECTRON2.items()}
 
 
-def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
-    """Where each backbone tensor stands in a model.
+def is_c4_res5(name: str) -> bool:
+    """Whether this is of the res5 that a C4 detector keeps in its ROI heads, without extra norm."""
+    return name.startswith("roi_heads.res5.") and not name.startswith("roi_heads.res5.norm.")
 
-    Args:
-        model_names: all names of the model's state dict.
+
+def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
+    """Where each backbone tensor stands in a model, told by all names of its state dict.
 
     Returns:
         the model's names by backbone name. A C4 detector's res5 is in its ROI heads (without the
@@ -65,7 +65,7 @@ def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
         prefix = next((p for p in _MODEL_PREFIXES if name.startswith(p)), None)
         if prefix == "backbone." and has_fpn:
             continue  # the FPN's own layers
-        if name.startswith(C4_RES5) and not name.startswith(C4_EXTRA_NORM):
+        if is_c4_res5(name):
             prefix = "roi_heads."
         if prefix is not None:
             slots.setdefault(name[len(prefix) :], []).append(name)
@@ -75,14 +75,8 @@ def backbone_slots(model_names: Iterable[str]) -> dict[str, list[str]]:
 def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
     """The MODEL.RESNETS keys of the ResNet or ResNeXt that these tensors are nearest to.
 
-    The first block of a stage is enough to tell its kind, so that a file with missing blocks is
-    taken for the smallest ResNet that could contain it.
-
-    Args:
-        backbone: tensors by Detectron2 name.
-
-    Returns:
-        None when they are not a ResNet's.
+    They are by Detectron2 name; None: of no ResNet. The first block of a stage is enough to tell
+    its kind: a file with missing blocks is taken for the smallest ResNet that could contain it.
     """
     first: tuple[int, ...] = getattr(backbone.get("res2.0.conv1.weight"), "shape", ())
     second: tuple[int, ...] = getattr(backbone.get("res2.0.conv2.weight"), "shape", first)
@@ -109,11 +103,7 @@ def describe_resnet(backbone: dict[str, Any]) -> dict[str, int] | None:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What is other in the ResNet of a file than in that of a model, a sentence each.
-
-    Args:
-        found, wanted: tensors by Detectron2 name.
-    """
+    """What is other in a file's ResNet than in a model's, both by Detectron2 name; sentences."""
     said = []
     theirs, ours = (tuple(getattr(x.get(_STEM), "shape", ())) for x in (found, wanted))
     for axes, what in (
@@ -127,11 +117,10 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     norms = _norm(found), _norm(wanted)
     if norms[0] != norms[1]:
         said.append(f"Its norm is {norms[0]}, the model's {norms[1]}: see MODEL.RESNETS.NORM.")
-    shapes = describe_resnet({**found}) or {}, describe_resnet({**wanted}) or {}
-    for key in shapes[0].keys() & shapes[1].keys():
-        if shapes[0][key] != shapes[1][key]:
-            values = f"{shapes[0][key]}, the model's {shapes[1][key]}"
-            said.append(f"Its MODEL.RESNETS.{key} is {values}.")
+    its, own = describe_resnet({**found}) or {}, describe_resnet({**wanted}) or {}
+    for key in its.keys() & own.keys():
+        if its[key] != own[key]:
+            said.append(f"Its MODEL.RESNETS.{key} is {its[key]}, the model's {own[key]}.")
     return said
 
 

@@ -94,10 +94,9 @@ def read_weight_file(path: str) -> dict[str, Any]:
 
 def describe_keys(data: dict[str, Any]) -> str:
     """Some keys of a file, and the classes of what is only stood in for."""
-    strange = {k: v.name for k, v in data.items() if isinstance(v, StandIn)}
-    return f"its keys are {list(data)[:8]!r:.200}" + (
-        f", with objects of {sorted(set(strange.values()))[:4]}" if strange else ""
-    )
+    strange = sorted({value.name for value in data.values() if isinstance(value, StandIn)})
+    objects = f", with objects of {strange[:4]}" if strange else ""
+    return f"its keys are {list(data)[:8]!r:.200}{objects}"
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
@@ -200,14 +199,11 @@ def tensors_of(data: dict[str, Any], kept: Container[str] = ()) -> dict[str, tor
         ValueError: a tensor whose numbers are not all there (sparse, expanded, on no device).
     """
     found = _search(data, _DEPTH, set())
-    strange = [name for name, tensor in found.items() if not _is_dense(tensor)]
-    if strange:
+    if strange := [name for name, tensor in found.items() if not _is_dense(tensor)]:
         raise ValueError(f"Not plain tensors of numbers in the weights: {strange[:8]}.")
     names = {name: name if name in kept else _unwrapped(name) for name in found}
     count = Counter(names.values())
-    return {
-        new if count[new] == 1 else old: torch.as_tensor(found[old]) for old, new in names.items()
-    }
+    return {new if count[new] == 1 else old: found[old] for old, new in names.items()}
 
 
 def _search(data: dict[Any, Any], depth: int, seen: set[int]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,6 @@ _OTHERS = [
     # JSON, a message of a server; the oldest pickles begin in brackets or with a c
     (rb"[^](}c][\t\r\n -~\x80-\xff]*\Z", "text", ""),
 ]
-_DEFAULT = "name the weight file itself"
 
 
 def what_it_is(head: bytes) -> str:
@@ -33,10 +32,8 @@ def what_it_is(head: bytes) -> str:
     for pattern, words, advice in _OTHERS:
         if re.match(pattern, head, re.DOTALL):
             begins = f" ({head[:40].decode(errors='replace')!r} ...)" if words == "text" else ""
-            return (
-                f"it is {words}{begins}, neither a torch file nor a whole pickle; "
-                f"{advice or _DEFAULT}"
-            )
+            what = f"it is {words}{begins}, neither a torch file nor a whole pickle"
+            return f"{what}; {advice or 'name the weight file itself'}"
     return ""
 
 

@@ -7,14 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 
-from .names import (
-    C4_EXTRA_NORM,
-    C4_RES5,
-    PARTS,
-    PRETRAINING_PREFIX,
-    TO_DETECTRON2,
-    TORCHVISION_PARTS,
-)
+from .names import PARTS, PRETRAINING_PREFIX, TO_DETECTRON2, TORCHVISION_PARTS, is_c4_res5
 
 # Where a file has several encoders: which are momentum copies, and which are surely not.
 _TRAINED = re.compile(r"query|student|anchor|online")
@@ -85,8 +78,7 @@ def locate_backbone(
         ValueError: several encoders, none of which is surely the one; or none of that choice.
     """
     names = [name for name in tensors if not name.endswith("num_batches_tracked")]
-    ours = [name for name in names if name.startswith(PRETRAINING_PREFIX) and not choice]
-    if ours:
+    if ours := [name for name in names if name.startswith(PRETRAINING_PREFIX) and not choice]:
         found = {name.removeprefix(PRETRAINING_PREFIX): name for name in ours}
         words = "DetCo pretraining checkpoint of this project (query encoder)"
         return found, *_describe(names, found, PRETRAINING_PREFIX, words)
@@ -98,7 +90,7 @@ def locate_backbone(
         renamed = {rename(name[len(prefix) :]): name for name in behind}
         found = {new: name for new, name in renamed.items() if new}
         if library == "Detectron2" and prefix == "backbone.":
-            found |= _res5_of_c4(names)
+            found |= {n.removeprefix("roi_heads."): n for n in names if is_c4_res5(n)}
         words = f"ResNet under the names of {library}" + (f", behind {prefix!r}" if prefix else "")
         return found, *_describe(names, found, prefix, words)
     return None
@@ -138,23 +130,13 @@ def _are_same(tensors: Mapping[str, torch.Tensor], first: str, second: str) -> b
     return all(b is None or torch.equal(a, b) for a, b in pairs)
 
 
-def _res5_of_c4(names: list[str]) -> dict[str, str]:
-    """A C4 detector keeps res5 in its head."""
-    return {
-        name.removeprefix("roi_heads."): name
-        for name in names
-        if name.startswith(C4_RES5) and not name.startswith(C4_EXTRA_NORM)
-    }
-
-
 def _describe(
     names: list[str], found: dict[str, str], prefix: str, words: str
 ) -> tuple[str, dict[str, int]]:
     """The layout in words, and the number of names that are left by their beginning."""
     taken = set(found.values())
     others = [name for name in names if name not in taken]
-    copies = sorted({_beginning(name) for name in others if _MOMENTUM_COPY.search(name)})
-    if copies:
+    if copies := sorted({_beginning(name) for name in others if _MOMENTUM_COPY.search(name)}):
         words += f"; its momentum copy ({', '.join(copies)}) is left"
     return words, dict(sorted(Counter(_beginning(name, prefix) for name in others).items()))
 

@@ -23,11 +23,9 @@ def ranks(request, scenes, tmp_path_factory):
 
 
 def test_queues_and_encoders_are_bit_equal_on_both_processes(ranks):
-    assert torch.equal(ranks[0]["queue"], ranks[1]["queue"])
-    assert torch.equal(ranks[0]["exact_queue"], ranks[1]["exact_queue"])
+    for name in ("queue", "exact_queue", "query", "key"):
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
     assert ranks[0]["count"] == ranks[1]["count"] == 16  # the keys of both, four times
-    assert torch.equal(ranks[0]["query"], ranks[1]["query"])
-    assert torch.equal(ranks[0]["key"], ranks[1]["key"])
 
 
 def test_losses_and_queues_are_those_of_one_process_on_the_joined_batch(ranks):

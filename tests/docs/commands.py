@@ -5,7 +5,6 @@
 
 import argparse
 import ast
-import importlib
 import importlib.util
 import os
 import re
@@ -189,7 +188,7 @@ def _benchmark(words: list[str]) -> list[object]:
     split = words.index("--opts") if "--opts" in words else len(words)
     words, opts = words[:split], words[split + 1 :]
     is_paper = words[words.index("--suite") + 1] == "paper"  # its first cell is a C4 at random
-    if not is_paper and not {"--data", "--voc"} & set(words):
+    if not is_paper and "--data" not in words:
         scenes = Path(words[words.index("--output") + 1], "scenes")
         shutil.copytree(Path(os.environ["PLANTED"], "few_scenes"), scenes, dirs_exist_ok=True)
     shard = [] if "--shard" in words else ["--shard", OPTIONS["--shard"]]

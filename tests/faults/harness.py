@@ -101,9 +101,11 @@ class Run:
         self.process.wait()
 
 
-def finish(words: list[str], timeout: float = 300) -> tuple[int, str]:
-    """The exit code of a command, and all that it said."""
-    return Run(words).wait(timeout)
+def finish(words: list[str], timeout: float = 300, want: int | None = None) -> tuple[int, str]:
+    """The exit code of a command, which may have to be a certain one, and all that it said."""
+    code, text = Run(words).wait(timeout)
+    assert want in (None, code), text[-3000:]
+    return code, text
 
 
 def wait_for(condition: Callable[[], bool], timeout: float = 120, period: float = 0.05) -> None:

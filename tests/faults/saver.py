@@ -17,18 +17,19 @@ import torch
 from detco_d2.weights.saving import DurableCheckpointer, newest_intact
 
 
-def save(folder: str, iteration: int) -> None:
-    model = torch.nn.Linear(500, 500)
-    torch.nn.init.constant_(model.weight, iteration)
-    checkpointer = DurableCheckpointer(model, folder, keep=3)
-    checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+def save(folder: str | Path, *iterations: int, keep: int | None = None, size: int = 50) -> None:
+    for iteration in iterations:
+        model = torch.nn.Linear(size, size)
+        torch.nn.init.constant_(model.weight, iteration)
+        checkpointer = DurableCheckpointer(model, str(folder), keep=keep)
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
 
 def save_for_ever(folder: str, first: int, report: int) -> None:
     """Writes the number of each save that has returned to a pipe."""
     iteration = first
     while True:
-        save(folder, iteration)
+        save(folder, iteration, keep=3, size=500)
         os.write(report, f"{iteration}\n".encode())
         iteration += 1
 
@@ -53,8 +54,7 @@ def main(folder: str, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     result = {"kills": 0, "saves": 0, "half_written": 0, "lost": 0, "wrong": 0, "files": 0}
     started, last = time.perf_counter(), 4
-    for iteration in range(last + 1):
-        save(folder, iteration)
+    save(folder, *range(last + 1), keep=3, size=500)
     usual = (time.perf_counter() - started) / (last + 1)  # of a save on this machine, now
     while result["kills"] < kills:
         reported = kill_once(folder, last + 1, chance.uniform(0.0, 4 * usual))
@@ -69,7 +69,7 @@ def main(folder: str, kills: int, seed: int) -> None:
         result["lost"] += data["iteration"] < reported
         result["wrong"] += not bool((data["model"]["weight"] == data["iteration"]).all())
         last = data["iteration"]
-    save(folder, last + 1)  # in peace: what the kills have left over goes
+    save(folder, last + 1, keep=3, size=500)  # in peace: what the kills have left over goes
     result["files"] = len(os.listdir(folder))
     print(json.dumps(result))
 

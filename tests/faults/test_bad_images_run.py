@@ -28,8 +28,7 @@ def make(folder, output, iterations, *settings):
 
 
 def listed(output):
-    lines = (output / "bad_images.txt").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in (output / "bad_images.txt").read_text().splitlines()]
 
 
 def test_three_broken_images_of_twenty_are_skipped_counted_and_listed(folder, tmp_path, caplog):
@@ -37,8 +36,7 @@ def test_three_broken_images_of_twenty_are_skipped_counted_and_listed(folder, tm
     trainer = make(folder, tmp_path / "out", 10)
     trainer.train()
     found = listed(tmp_path / "out")
-    names = sorted(Path(entry["file_name"]).name for entry in found)
-    assert names == BROKEN
+    assert sorted(Path(entry["file_name"]).name for entry in found) == BROKEN
     assert all(entry["reason"] for entry in found)
     assert trainer.storage.history("data/bad_images").latest() == 3
     assert caplog.text.count("is skipped") == 3  # each is said once, in two epochs
@@ -64,8 +62,7 @@ def test_workers_do_not_change_the_outcome_and_a_resume_continues_it(folder, tmp
 
 def test_too_many_broken_images_stop_every_process_with_their_number_and_names(folder, tmp_path):
     settings = ["SOLVER.MAX_ITER", 1000, "DATALOADER.MAX_BAD_FRACTION", 0.1]
-    code, text = finish(command(str(folder), tmp_path / "out", *settings, processes=2), timeout=120)
-    assert code == 1
+    _, text = finish(command(str(folder), tmp_path / "out", *settings, processes=2), 120, want=1)
     assert "3 of 20 images cannot be read, more than the share of 0.1" in text
     assert "DATALOADER.MAX_BAD_FRACTION" in text and BROKEN[0] in text
     assert len(listed(tmp_path / "out")) == 3

@@ -19,10 +19,7 @@ def poison_gradient(trainer, value):
 
 
 def poison_module(module, value):
-    def poison(module, inputs, output):
-        return output + value if isinstance(output, torch.Tensor) else output
-
-    return module.register_forward_hook(poison)
+    return module.register_forward_hook(lambda _, inputs, x: x + value if torch.is_tensor(x) else x)
 
 
 KEYS = "keys of one stage"

@@ -15,14 +15,7 @@ from detco_d2.weights.saving import DurableCheckpointer, find_checkpoints, newes
 
 from .. import warm
 from .harness import command, finish
-
-
-def save(folder, *iterations, keep=None, size=50):
-    for iteration in iterations:
-        model = torch.nn.Linear(size, size)
-        torch.nn.init.constant_(model.weight, iteration)
-        checkpointer = DurableCheckpointer(model, str(folder), keep=keep)
-        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+from .saver import save
 
 
 def resume(folder, size=50):
@@ -51,13 +44,8 @@ def test_kills_lose_no_save_that_had_returned(tmp_path, kills, saves, half_writt
 
 def test_a_checksum_stands_beside_in_the_form_of_sha256sum(tmp_path):
     save(tmp_path, 1, 2)
-    done = subprocess.run(
-        ["sha256sum", "--check", "--strict", "model_0000001.pth.sha256"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "model_0000001.pth: OK\n"
+    words = ["sha256sum", "--check", "--strict", "model_0000001.pth.sha256"]
+    assert subprocess.check_output(words, cwd=tmp_path, text=True) == "model_0000001.pth: OK\n"
 
 
 def test_the_newest_few_are_kept_also_across_restarts_and_leftovers_are_cleaned(tmp_path):

@@ -1,7 +1,5 @@
 """Wrong weights: each kind is refused with a reason, or taken as it should be."""
 
-import pickle
-
 import pytest
 import torch
 import torchvision
@@ -12,16 +10,7 @@ from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.frozen import check_complete
 
 from ..conftest import R18, load_config
-from ..weights.loading import FPN, SEGMENTATION, detectron2, load_into
-
-
-def save(tmp_path, content, name="weights.pth"):
-    path = tmp_path / name
-    if name.endswith(".pkl"):
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path)
-    return str(path)
+from ..weights.loading import FPN, SEGMENTATION, detectron2, load_into, save
 
 
 def load(path):
@@ -48,9 +37,8 @@ def same(state, resnet18, prefix="backbone.bottom_up."):
 
 
 def test_resnet_18_into_resnet_50_is_refused_by_shapes_and_by_the_depth_to_set(tmp_path, resnet18):
-    path = save(tmp_path, resnet18)
     with pytest.raises(ValueError, match="MODEL.RESNETS {'DEPTH': 18, 'RES2_OUT_CH") as error:
-        load_into(FPN, path)
+        load_into(FPN, save(tmp_path, resnet18))
     assert "Only 77 of the model's 265 backbone tensors" in str(error.value)
     assert "res2.0.conv1.weight (64, 64, 3, 3), expected (64, 64, 1, 1)" in str(error.value)
 
@@ -101,8 +89,7 @@ def test_the_prefix_of_parallel_training_is_taken_off(tmp_path, resnet18, detect
     path = save(tmp_path, {"state_dict": {f"module.{k}": v for k, v in resnet18.items()}})
     assert same(load(path), resnet18)
     for key, prefix in (("model", ""), ("model", "module."), ("state_dict", "module.")):
-        path = save(tmp_path, {key: {prefix + k: v for k, v in detector.items()}})
-        found = load(path)
+        found = load(save(tmp_path, {key: {prefix + k: v for k, v in detector.items()}}))
         assert all(torch.equal(found[name], detector[name]) for name in detector)
 
 

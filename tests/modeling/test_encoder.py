@@ -18,8 +18,7 @@ def test_local_embedding_is_the_head_of_the_nine_concatenated_vectors():
             for image in patches
         ]
         joined = torch.stack([torch.cat(nine) for nine in vectors])
-        expected = encoder.local_heads[stage](joined)
-        assert torch.allclose(result["local", stage], expected, rtol=1e-9)
+        assert torch.allclose(result["local", stage], encoder.local_heads[stage](joined), rtol=1e-9)
 
 
 def test_heads_have_the_widths_of_moco_v2_at_each_stage():
@@ -30,8 +29,7 @@ def test_heads_have_the_widths_of_moco_v2_at_each_stage():
         assert head.out.out_features == 128
         assert model.query_encoder.local_heads[stage].hidden.in_features == 9 * channels
         assert isinstance(head.norm, torch.nn.Identity)  # no norm, as in the paper
-        norms = head(torch.randn(7, channels)).norm(dim=1)
-        assert torch.allclose(norms, torch.ones(7))
+        assert torch.allclose(head(torch.randn(7, channels)).norm(dim=1), torch.ones(7))
 
 
 def test_hidden_widths_and_norm_are_config_keys():

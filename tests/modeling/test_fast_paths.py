@@ -31,8 +31,7 @@ def train(*settings, steps=4, parts=1, dtype=torch.float64, plain=False):
         total = 0.0
         model.begin_step()
         for i in range(parts):
-            part = {name: view.chunk(parts)[i] for name, view in batch.items()}
-            terms = model(part)
+            terms = model({name: view.chunk(parts)[i] for name, view in batch.items()})
             (sum(terms.values()) / parts).backward()
             total += sum(terms.values()).item() / parts
         losses.append(total)

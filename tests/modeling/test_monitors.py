@@ -15,16 +15,15 @@ from detco_d2.modeling.monitors import (
 )
 
 
-def test_spread_is_one_on_the_sphere_and_zero_when_collapsed():
-    generator = torch.Generator().manual_seed(0)
-    uniform = F.normalize(torch.randn(4096, 64, generator=generator), dim=1)
-    assert embedding_spread(uniform).item() == pytest.approx(1.0, abs=0.02)
-    assert embedding_spread(uniform[:1].expand(32, 64)).item() == pytest.approx(0.0, abs=1e-6)
-
-
 def unit(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def test_spread_is_one_on_the_sphere_and_zero_when_collapsed():
+    uniform = unit(4096, 64).float()
+    assert embedding_spread(uniform).item() == pytest.approx(1.0, abs=0.02)
+    assert embedding_spread(uniform[:1].expand(32, 64)).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("negatives", [3, 500, 8193])
@@ -36,8 +35,7 @@ def test_top_k_counts_the_positives_among_the_k_nearest_of_all_keys(negatives):
     for k in (1, 5):
         nearest = logits.topk(min(k, negatives + 1), dim=2).indices
         assert torch.equal(is_among_nearest(query, key, queue, k), (nearest == 0).any(dim=2))
-    is_nearest = info_nce(query, key, queue, 0.2)[1]
-    assert torch.equal(is_among_nearest(query, key, queue, 1), is_nearest)
+    assert torch.equal(is_among_nearest(query, key, queue, 1), info_nce(query, key, queue, 0.2)[1])
 
 
 def test_alignment_is_the_squared_distance_zero_for_equal_and_four_for_opposite():
@@ -51,8 +49,7 @@ def test_alignment_is_the_squared_distance_zero_for_equal_and_four_for_opposite(
 def test_uniformity_is_the_log_of_the_mean_kernel_over_the_pairs():
     points = unit(2, 6, 8)
     for found, batch in zip(uniformity(points).tolist(), points):
-        distances = torch.pdist(batch).tolist()
-        kernels = [math.exp(-2 * distance**2) for distance in distances]
+        kernels = [math.exp(-2 * distance**2) for distance in torch.pdist(batch).tolist()]
         assert found == pytest.approx(math.log(sum(kernels) / len(kernels)))
 
 

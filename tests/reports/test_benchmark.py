@@ -57,8 +57,7 @@ def test_shards_run_every_cell_once():
 
 
 def test_nothing_predicted_counts_as_zero_and_stays_in_the_mean(tmp_path):
-    nan = float("nan")
-    write_cell(tmp_path, TASKS[0], "random", 0, boxes(nan, nan, nan))
+    write_cell(tmp_path, TASKS[0], "random", 0, boxes(*3 * [math.nan]))
     write_cell(tmp_path, TASKS[0], "random", 1, boxes(4.0, 8.0, 2.0))
     results = [read_result(Cell(TASKS[0], "random", seed), tmp_path) for seed in (0, 1)]
     row = summarise(results)[TASKS[0].name]["random"]
@@ -95,11 +94,8 @@ def test_runs_of_a_seed_are_pairs_and_a_difference_is_bold_if_its_interval_exclu
 
 def test_every_row_is_compared_with_every_other():
     rows = differences({name: {"AP": {0: value}} for name, value in (("a", 1), ("b", 2), ("c", 4))})
-    assert {name: row["AP"]["mean"] for name, row in rows.items()} == {
-        "b - a": 1,
-        "c - a": 3,
-        "c - b": 2,
-    }
+    means = {name: row["AP"]["mean"] for name, row in rows.items()}
+    assert means == {"b - a": 1, "c - a": 3, "c - b": 2}
     assert [each["header"][0] for each in task_tables(runs_of(alone=(1.0, 2.0)))] == ["t, %"]
 
 

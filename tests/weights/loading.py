@@ -1,4 +1,6 @@
-"""What tests of weights share: small settings, a model that has loaded a file, a renamed state."""
+"""What tests of weights share: settings, files, a model that has loaded one, a renamed state."""
+
+import pickle
 
 import torch
 from detectron2.modeling import build_model
@@ -12,6 +14,15 @@ from ..conftest import load_config
 C4 = "coco/mask_rcnn_R_50_C4_1x.yaml"
 FPN = "coco/mask_rcnn_R_50_FPN_1x.yaml"
 SEGMENTATION = "cityscapes/semantic_segmentation_R_50_FCN.yaml"
+
+
+def save(folder, content, name="weights.pth"):
+    path = folder / name
+    if name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    return str(path)
 
 
 def load_into(config, path, *settings):

@@ -14,26 +14,21 @@ from detco_d2.weights.input_spec import InputSpec
 
 from .. import warm
 from ..conftest import R18, load_config
-from .loading import C4, FPN, load_into
+from .loading import C4, FPN, load_into, save
 from .test_export import shaken
 
-R50 = ["MODEL.DETCO.QUEUE_LENGTH", 8, "MODEL.DETCO.EMBED_DIM", 8]
 RETINANET = "coco/retinanet_R_50_FPN_1x.yaml"
-
-
-def save_pretraining(cfg, path):
-    torch.manual_seed(0)
-    model = shaken(build_model(cfg))
-    spec = InputSpec(cfg)
-    torch.save({"model": model.state_dict(), "iteration": 3, "input_spec": spec.state_dict()}, path)
-    return model.query_encoder.backbone
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A ResNet-50 pretraining checkpoint and its query backbone."""
     path = str(tmp_path_factory.mktemp("weights") / "model_final.pth")
-    return path, save_pretraining(load_config("detco.yaml", *R50), path)
+    cfg = load_config("detco.yaml", "MODEL.DETCO.QUEUE_LENGTH", 8, "MODEL.DETCO.EMBED_DIM", 8)
+    torch.manual_seed(0)
+    model, spec = shaken(build_model(cfg)), InputSpec(cfg)
+    torch.save({"model": model.state_dict(), "iteration": 3, "input_spec": spec.state_dict()}, path)
+    return path, model.query_encoder.backbone
 
 
 def stages_of(detector, images):
@@ -99,10 +94,8 @@ def test_a_missing_tensor_is_an_error_that_names_it(pretrained, tmp_path):
     data = torch.load(pretrained[0], weights_only=True)
     del data["model"]["query_encoder.backbone.res4.3.conv2.norm.running_var"]
     data["model"]["query_encoder.backbone.res2.1.conv1.weight"] = torch.zeros(64, 64, 1, 1)
-    path = str(tmp_path / "holes.pth")
-    torch.save(data, path)
     with pytest.raises(ValueError, match="263 of the model's 265") as error:
-        load_into(FPN, path)
+        load_into(FPN, save(tmp_path, data))
     assert "missing: res4.3.conv2.norm.running_var (256,)" in str(error.value)
     assert "res2.1.conv1.weight (64, 64, 1, 1), expected (64, 256, 1, 1)" in str(error.value)
 
@@ -126,24 +119,19 @@ def test_a_detector_file_of_another_depth_does_not_leave_the_backbone_at_random(
     torch.manual_seed(0)
     source = build_model(load_config(FPN, *R18)).state_dict()
     source = {n: v for n, v in source.items() if "bottom_up.res4" not in n}
-    path = str(tmp_path / "partial.pth")
-    torch.save({"model": source}, path)
     with pytest.raises(ValueError, match="res4.0.conv1.weight"):
-        load_into(FPN, path, *R18)
+        load_into(FPN, save(tmp_path, {"model": source}), *R18)
 
 
 def test_a_deeper_detector_is_not_cut_to_the_depth_of_the_model(tmp_path):
-    model = build_model(load_config(FPN, *R18))
-    state = model.state_dict()
+    state = build_model(load_config(FPN, *R18)).state_dict()
     state["backbone.bottom_up.res4.2.conv1.weight"] = torch.zeros(1)
-    torch.save({"model": state}, tmp_path / "deep.pth")
     with pytest.raises(ValueError, match="1 tensors of the weights' backbone have no place"):
-        load_into(FPN, str(tmp_path / "deep.pth"), *R18)
+        load_into(FPN, save(tmp_path, {"model": state}), *R18)
 
 
 def test_matching_by_name_can_be_asked_for_in_the_path_as_on_detectron2s_main(tmp_path):
-    path = str(tmp_path / "any.pth")
-    torch.save({"model": {"a": torch.zeros(1)}}, path)
+    path = save(tmp_path, {"model": {"a": torch.zeros(1)}})
     spec = InputSpec(load_config(FPN))
     checkpointer = BackboneCheckpointer(torch.nn.Linear(1, 1), input_spec=spec)
     assert "matching_heuristics" not in checkpointer._load_file(path)

@@ -131,23 +131,11 @@ def bookkeeping():
     settings = Settings(lr=0.1, path=pathlib.Path("/data"))
     settings.parent = settings
     return {
-        "numpy": [
-            np.float64(1.5),
-            np.int64(3),
-            np.bool_(True),
-            np.array(["a"]),
-            np.datetime64(1, "D"),
-        ],
+        "numpy": [np.float64(1.5), np.int64(3), np.True_, np.array(["a"]), np.datetime64(1, "D")],
         "time": [datetime.datetime(2024, 1, 1), datetime.timedelta(1), datetime.timezone.utc],
         "containers": [{1, 2}, frozenset("a"), collections.Counter("ab"), collections.deque([1])],
         "defaultdict": collections.defaultdict(list, {"a": [1]}),
-        "objects": [
-            settings,
-            Colour.RED,
-            types.SimpleNamespace(a=1),
-            uuid.UUID(int=3),
-            complex(1, 2),
-        ],
+        "objects": [settings, Colour.RED, types.SimpleNamespace(a=1), uuid.UUID(int=3), 1 + 2j],
         "keys": {Colour.RED: 1, pathlib.PurePosixPath("/a"): 2},
         "code": [functools.partial(Settings, a=1), torch.optim.SGD, torch.float16, torch.Size([2])],
         "args": argparse.Namespace(lr=0.1, device=torch.device("cpu")),
@@ -175,11 +163,9 @@ def test_tensors_of_all_kinds_come_back_as_torch_saved_them(tmp_path):
         "parameter": torch.nn.Parameter(base.half()),
         "one": torch.tensor(7),
         "none": torch.zeros(0, 3),
-        **{
-            str(kind): torch.ones(3).to(kind) for kind in (torch.bfloat16, torch.bool, torch.uint16)
-        },
         "small": torch.ones(2).to(torch.float8_e4m3fn),
     }
+    state |= {str(k): torch.ones(3).to(k) for k in (torch.bfloat16, torch.bool, torch.uint16)}
     state["parameter"].note = "an attribute of its own"
     for is_zip in (True, False):
         torch.save(state, tmp_path / "a", _use_new_zipfile_serialization=is_zip)
@@ -191,33 +177,27 @@ def test_tensors_of_all_kinds_come_back_as_torch_saved_them(tmp_path):
 
 
 def test_a_whole_module_gives_its_tensors_and_is_not_built(tmp_path):
-    module = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 1, 1), torch.nn.Sequential(torch.nn.Linear(1, 1))
-    )
+    inner = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), inner)
     torch.save({"epoch": 3, "net": module}, tmp_path / "a.pth")
     found = tensors_of(read_weight_file(str(tmp_path / "a.pth")))
     assert found.keys() == module.state_dict().keys()
 
 
-def archive(kind):
+def written(write, *content):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") if kind == "zip" else tarfile.open(None, "w", buffer) as file:
-        file.writestr("a.pth", "x") if kind == "zip" else file.addfile(
-            tarfile.TarInfo("ckpt/a.pth")
-        )
+    write(*content, buffer)
     return buffer.getvalue()
 
 
-def scripted():
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), buffer)
-    return buffer.getvalue()
+def write_tar(buffer):
+    with tarfile.open(None, "w", buffer) as file:
+        file.addfile(tarfile.TarInfo("ckpt/a.pth"))
 
 
-def saved():
-    buffer = io.BytesIO()
-    torch.save({"a": ONE}, buffer)
-    return buffer.getvalue()
+def write_zip(buffer):
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("a.pth", "x")
 
 
 @pytest.mark.parametrize(
@@ -227,14 +207,17 @@ def saved():
         (lambda: b"\n<!DOCTYPE html>\n<html>404", "it is a web page, .*the file itself"),
         (lambda: b"<?xml version='1.0'?><Error/>", "it is a web page"),
         (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs.*`git lfs pull`"),
-        (lambda: archive("tar"), "a tar or other archive.*unpack"),
-        (lambda: archive("zip"), "a zip archive of .'a.pth'.; unpack"),
+        (lambda: written(write_tar), "a tar or other archive.*unpack"),
+        (lambda: written(write_zip), "a zip archive of .'a.pth'.; unpack"),
         (lambda: b"\x1f\x8b\x08" + bytes(20), "a tar or other archive"),
-        (scripted, "it is TorchScript.*state_dict"),
+        (
+            lambda: written(torch.jit.save, torch.jit.script(torch.nn.Linear(1, 1))),
+            "it is TorchScript.*state_dict",
+        ),
         (lambda: b"\x89HDF\r\n\x1a\n", "Keras, ONNX or GGUF"),
         (lambda: b"Invalid username or password.", "it is text .'Invalid username"),
         (lambda: b'{"weight_map": {}}', "it is text"),
-        (lambda: saved()[:-30], "its end is missing"),
+        (lambda: written(torch.save, {"a": ONE})[:-30], "its end is missing"),
     ],
 )
 def test_what_is_no_weight_file_is_called_by_its_name(tmp_path, content, words):

@@ -12,7 +12,7 @@ from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.frozen import check_complete
 
 from ..conftest import R18
-from .loading import FPN, detectron2, load_into
+from .loading import FPN, detectron2, load_into, save
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,7 @@ for pair in PAIRS:  # MoCo v1 to v3, DenseCL, lightly, solo-learn
 
 @pytest.mark.parametrize("source", FILES)
 def test_each_layout_is_told_by_its_keys_and_gives_the_trained_encoder(tmp_path, resnet18, source):
-    path = str(tmp_path / "weights")
-    torch.save(FILES[source](resnet18), path)
-    backbone = read_backbone(path)
+    backbone = read_backbone(save(tmp_path, FILES[source](resnet18), "weights"))
     assert backbone.source == source
     assert backbone.own_spec is None
     expected = detectron2(resnet18)
@@ -116,17 +114,15 @@ def test_each_layout_is_told_by_its_keys_and_gives_the_trained_encoder(tmp_path,
 
 
 def test_tensors_that_are_left_are_counted_by_the_beginning_of_their_names(tmp_path, resnet18):
-    path = str(tmp_path / "moco.pth.tar")
     file = under("encoder_q.", resnet18 | linear("fc.0", "fc.2")) | under("encoder_k.", resnet18, 1)
-    torch.save({"state_dict": file | {"queue": torch.zeros(2, 3)}}, path)
+    path = save(tmp_path, {"state_dict": file | {"queue": torch.zeros(2, 3)}}, "moco.pth.tar")
     assert read_backbone(path).unused == {"encoder_k.*": 100, "encoder_q.fc.*": 4, "queue": 1}
 
 
 def test_a_training_checkpoint_of_timm_with_its_command_line_is_read(tmp_path, resnet18):
-    path = str(tmp_path / "checkpoint.pth.tar")
     args = argparse.Namespace(model="resnet18", lr=0.1, mean=(0.5, 0.5, 0.5))
-    torch.save({"state_dict": resnet18, "args": args, "epoch": 1, "arch": "resnet18"}, path)
-    assert len(read_backbone(path).tensors) == 100
+    content = {"state_dict": resnet18, "args": args, "epoch": 1, "arch": "resnet18"}
+    assert len(read_backbone(save(tmp_path, content, "checkpoint.pth.tar")).tensors) == 100
 
 
 VARIANTS = {
@@ -142,11 +138,10 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_of_timms_variants_those_are_refused_that_detectron2_has_not(tmp_path, name):
-    path = str(tmp_path / "variant.pth")
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=2)
     shapes = {n: t.shape for n, t in model.state_dict().items()}
-    torch.save({n: torch.zeros(()).repeat(shape) for n, shape in shapes.items()}, path)
+    path = save(tmp_path, {n: torch.zeros(()).repeat(shape) for n, shape in shapes.items()})
     if not VARIANTS[name]:
         assert "of ResNet-50 matched" in check_complete(read_backbone(path))
         return
@@ -156,15 +151,13 @@ def test_of_timms_variants_those_are_refused_that_detectron2_has_not(tmp_path, n
 
 def test_a_deeper_resnet_is_not_cut_to_the_depth_of_the_model(tmp_path):
     """All of a ResNet-18's tensors are in a ResNet-34, in their shapes."""
-    path = str(tmp_path / "r34.pth")
-    torch.save(torchvision.models.resnet34().state_dict(), path)
+    path = save(tmp_path, torchvision.models.resnet34().state_dict())
     with pytest.raises(ValueError, match="80 tensors in the midst of its backbone.*res2.2.conv1"):
         load_into(FPN, path, *R18)
 
 
 def test_a_sequential_of_other_layers_is_no_resnet(tmp_path):
-    path = str(tmp_path / "other.pth")
-    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).state_dict(), path)
+    path = save(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).state_dict())
     with pytest.raises(ValueError, match="no backbone of a known layout"):
         read_backbone(path)
 
@@ -175,9 +168,8 @@ def encoder(value):
 
 @pytest.mark.parametrize("choice, value", [("#a", 1.0), ("#b.", 2.0), ("#.", 3.0), ("#t", 4.0)])
 def test_of_several_encoders_one_must_be_named_unless_they_are_one(tmp_path, choice, value):
-    path = str(tmp_path / "two.pth")
     parts = {"a": encoder(1.0), "b": {"net": encoder(2.0)}, "teacher": encoder(4.0)}
-    torch.save({**encoder(3.0), **parts, "t": encoder(4.0)}, path)
+    path = save(tmp_path, {**encoder(3.0), **parts, "t": encoder(4.0)}, "two.pth")
     with pytest.raises(ValueError, match="two.pth': the file has 5 encoders.*: #., #a, #b, #t"):
         read_backbone(path)
     (tensor,) = read_backbone(path + choice).tensors.values()
@@ -202,15 +194,13 @@ def test_of_several_encoders_one_must_be_named_unless_they_are_one(tmp_path, cho
     ],
 )
 def test_the_trained_encoder_is_known_by_its_name(tmp_path, trained, copy):
-    path = str(tmp_path / "two.pth")
-    torch.save({copy: encoder(2.0) if copy != "epoch" else 3, trained: encoder(1.0)}, path)
+    path = save(tmp_path, {copy: encoder(2.0) if copy != "epoch" else 3, trained: encoder(1.0)})
     (tensor,) = read_backbone(path).tensors.values()
     assert tensor.flatten()[0] == 1.0
 
 
 def test_an_error_shows_the_keys_of_the_file_and_what_is_only_stood_in_for(tmp_path):
-    path = str(tmp_path / "a.pth")
-    torch.save({"epoch": 1, "lr": torch.optim.SGD, "w": torch.zeros(1)}, path)
+    path = save(tmp_path, {"epoch": 1, "lr": torch.optim.SGD, "w": torch.zeros(1)})
     said = r"first names: .'w'.*its keys are .'epoch', 'lr', 'w'., with objects of .'torch.optim"
     with pytest.raises(ValueError, match=said):
         read_backbone(path)
