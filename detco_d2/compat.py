@@ -31,12 +31,11 @@ def check_installation() -> None:
 
 check_installation()
 
-import numpy  # noqa: E402
 import torch  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 from detectron2.utils.events import EventStorage, get_event_storage  # noqa: E402
 
-_ALIAS = "deeplearning.projects.cityscapesApi"
+CITYSCAPES_ALIAS = "deeplearning.projects.cityscapesApi"
 
 
 def _alias_cityscapesscripts() -> None:
@@ -47,10 +46,10 @@ def _alias_cityscapesscripts() -> None:
     here, a real package of that name wins, and forked workers inherit the alias.
     """
     public = importlib.util.find_spec("cityscapesscripts")
-    if public is None or importlib.util.find_spec(_ALIAS.partition(".")[0]):
+    if public is None or importlib.util.find_spec(CITYSCAPES_ALIAS.partition(".")[0]):
         return
     name = ""
-    for part in f"{_ALIAS}.cityscapesscripts".split("."):
+    for part in f"{CITYSCAPES_ALIAS}.cityscapesscripts".split("."):
         name = f"{name}.{part}".lstrip(".")
         package = sys.modules[name] = ModuleType(name)
         package.__path__ = []
@@ -58,18 +57,6 @@ def _alias_cityscapesscripts() -> None:
 
 
 _alias_cityscapesscripts()
-
-
-def mend_cityscapesscripts() -> None:
-    """Keep cityscapesscripts 2.3.0 from failing, after all of a training, at its evaluation.
-
-    It leaves a matches.json, which nobody reads, in the working folder (NumPy 2.3 makes it die of
-    the integers in it), and calls `numpy.in1d`, which NumPy 2.4 no longer has.
-    """
-    for root in ("cityscapesscripts", f"{_ALIAS}.cityscapesscripts"):
-        module = importlib.import_module(f"{root}.evaluation.evalInstanceLevelSemanticLabeling")
-        vars(module).update(writeDict2JSON=lambda *_: None)
-    vars(numpy).setdefault("in1d", numpy.isin)
 
 
 def create_local_process_group(processes_per_machine: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY as META
 
 from .config_files import lookup
 from .families import FAMILIES
@@ -53,6 +54,10 @@ def _one_of(*values: str) -> Rule:
 _SHARES: Rule = (lambda pair: _is_range(pair, 1), "two numbers, 0 < low <= high <= 1")
 _BELOW_ONE: Rule = (lambda value: _is_number(value, 0) and value < 1, "at least 0 and below 1")
 _RULES: dict[str, Rule] = {
+    "MODEL.META_ARCHITECTURE": (
+        lambda v: v in META and not META.get(v).__module__.startswith("detectron2."),
+        '"DetCo", as in configs/detco.yaml, or one of yours; detectors are for train_net.py',
+    ),
     "MODEL.DETCO.STAGES": (lambda v: v and _are_names(v), "a list of different backbone stages"),
     "MODEL.DETCO.FAMILIES": (
         lambda names: names and _are_names(names) and set(names) <= set(FAMILIES),

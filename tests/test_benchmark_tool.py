@@ -54,10 +54,11 @@ def bench(tool, voc, tmp_path, monkeypatch):
     fake = FakeTraining()
     monkeypatch.setattr(tool, "run_training", fake)
     suite = os.path.join(ROOT, "configs", "quick", "retinanet_R_18_FPN.yaml")
-    line = f"--suite {suite} --init random --seeds 2 --voc {voc} --fraction 0.5 --fraction 1"
+    line = f"--suite {suite} --init random --seeds 2 --fraction 0.5 --fraction 1"
 
     def run(*more):
-        call(tool, "--output", tmp_path, *line.split(), *more)
+        data = f"--data {voc}:trainval {voc}:test".split()
+        call(tool, "--output", tmp_path, *line.split(), *data, *more)
 
     run.fake, run.output = fake, tmp_path
     return run
@@ -121,7 +122,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(benc
     "arguments, message",
     [
         (["--init", "detco=/no/such.pth"], "No weight file at '/no/such.pth'"),
-        (["--voc", "/no/such"], "neither a registered data set nor"),
+        (["--data", "/no/such:a", "/no/such:b"], "neither a registered data set nor"),
         (["--shard", "2/2"], "0 <= i < n"),
         (["--shard", "1"], "0 <= i < n"),
         (["--suite", "papper"], "no files, and no suite"),
@@ -133,19 +134,25 @@ def test_what_is_missing_is_said_before_anything_runs(bench, arguments, message)
     assert not bench.fake.commands
 
 
-def test_weights_bring_their_input(tool, tmp_path):
+def test_weights_bring_their_input_but_not_another_depth(bench, tool, tmp_path):
     import torch
 
     from detco_d2.weights.input_spec import InputSpec
 
-    assert tool.init_settings("") == ("MODEL.WEIGHTS", "")
+    assert tool.read_spec("") == {}
     path = str(tmp_path / "backbone.pth")
     spec = InputSpec(load_config("detco.yaml", "MODEL.PIXEL_STD", [1.0, 1.0, 1.0]))
     model = {"res2.0.conv1.weight": torch.zeros(1)}
     torch.save({"model": model, "input_spec": spec.state_dict()}, path)
-    settings = tool.init_settings(path)
-    assert settings[settings.index("MODEL.PIXEL_STD") + 1] == "[1.0, 1.0, 1.0]"
-    assert "MODEL.RESNETS.DEPTH" not in settings  # another depth must fail, not be taken over
+    with pytest.raises(SystemExit, match="--init r50 is a ResNet-50, and .* has a ResNet-18"):
+        bench("--init", f"r50={path}")
+    spec = InputSpec(
+        load_config("quick/retinanet_R_18_FPN.yaml", "MODEL.PIXEL_STD", [1.0, 1.0, 1.0])
+    )
+    torch.save({"model": model, "input_spec": spec.state_dict()}, path)
+    tool.read_spec.cache_clear()
+    bench("--init", f"r18={path}")
+    assert bench.fake.pairs(2)["MODEL.PIXEL_STD"] == "[1.0, 1.0, 1.0]"
 
 
 def test_the_paper_suite_is_every_protocol(tool):
@@ -155,7 +162,8 @@ def test_the_paper_suite_is_every_protocol(tool):
 def test_a_cell_runs_for_real_and_again_from_its_checkpoint(voc, tmp_path):
     command = [sys.executable, "-W", "ignore", os.path.join(ROOT, "tools", "benchmark.py")]
     command += ["--suite", os.path.join(ROOT, "configs/quick/retinanet_R_18_FPN.yaml")]
-    command += ["--init", "random", "--seeds", "1", "--voc", voc, "--output", str(tmp_path)]
+    command += ["--init", "random", "--seeds", "1", "--output", str(tmp_path)]
+    command += ["--data", f"{voc}:trainval", f"{voc}:test"]
     command += ["--evaluations", "2", "--opts", *SETTINGS]
     found = []
     for _ in range(2):

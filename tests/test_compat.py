@@ -7,7 +7,8 @@ import sys
 import numpy
 import pytest
 
-from detco_d2.compat import _alias_cityscapesscripts, mend_cityscapesscripts
+from detco_d2.compat import _alias_cityscapesscripts
+from detco_d2.data.cityscapes import mend_evaluator
 
 ALIAS = "deeplearning.projects.cityscapesApi.cityscapesscripts"
 
@@ -47,7 +48,7 @@ def test_an_unknown_module_below_the_alias_is_not_found():
 def test_the_evaluation_is_mended_for_new_versions_of_numpy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delattr(numpy, "in1d", raising=False)
-    mend_cityscapesscripts()
+    mend_evaluator()
     evaluation = importlib.import_module(f"{ALIAS}.evaluation.evalInstanceLevelSemanticLabeling")
     evaluation.writeDict2JSON({"pixels": numpy.int64(3)}, "matches.json")
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,17 @@ def test_a_data_set_keeps_its_own_ids(run, scenes, tmp_path, monkeypatch):
     results, images = read(tmp_path)
     assert {i["id"] for i in images["images"]} == {d["image_id"] for d in DatasetCatalog.get(name)}
     assert {r["category_id"] for r in results} <= {1, 2, 3, 4}
+    content = json.loads(Path(scenes, "annotations/instances_test.json").read_text())
+    content["categories"] = [{"id": 9, "name": "star"}, {"id": 5, "name": "disc"}]
+    content["images"] = [{**x, "id": f"tour/{x['id']}"} for x in content["images"][:2]]
+    (tmp_path / "own.json").write_text(json.dumps({**content, "annotations": []}))
+    own = f"{tmp_path}/own.json@{scenes}/test"  # with other numbers, and names that hold a slash
+    predict(monkeypatch, run, own, "--threshold", "0", "--output", tmp_path)
+    results, images = read(tmp_path)
+    names = {c["id"]: c["name"] for c in images["categories"]}
+    assert names == {5: "disc", 10: "square", 11: "triangle", 9: "star"}
+    assert {r["image_id"] for r in results} <= {"tour/1", "tour/2"}
+    assert len(list(tmp_path.glob("pictures/tour_[12]_*.jpg"))) == 2
 
 
 @pytest.mark.parametrize(

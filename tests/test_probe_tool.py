@@ -40,9 +40,10 @@ def test_what_every_stage_can_see_is_found_by_every_probe(probe, colours, tmp_pa
     assert printed.count("100.0 | 100.0 | 100.0 | 100.0 |") == 6  # 3 numbers of 2 backbones
     assert f"| svm | mAP | {weights} | 100.0 (100.0 to 100.0) | 100.0 (" in printed
     assert "| knn | top-1 | random ResNet-18, seed 0 | 100.0" in printed
+    probe("--weights", weights, "--data", true, *settings, "--probes", "knn")  # keeps the others
     names = sorted(file.name for file in (tmp_path / "probes").iterdir())
-    assert [name.rpartition("_")[2] for name in names] == ["r18.json", "random.json"]
-    record = json.loads((tmp_path / "probes" / names[0]).read_text())
+    assert [name.rpartition("_")[2] for name in names] == ["r18.json"] * 2 + ["random.json"]
+    record = json.loads((tmp_path / "probes" / names[1]).read_text())
     assert record["weights"] == str(weights) and record["data"] == str(true)
     assert (record["num_train"], record["num_test"]) == (18, 6)
     assert record["command"].startswith("python ") and record["seconds"] > 0

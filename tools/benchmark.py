@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,11 +93,9 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
 
 
 @functools.cache
-def init_settings(path: str) -> tuple[str, ...]:
-    """KEY VALUE pairs with which a detector starts from a weight file, or at random from ""."""
-    spec = read_backbone(path).spec if path else {}
-    pairs = [(k, v) for k, v in spec.items() if k != "MODEL.RESNETS.DEPTH"]  # must agree by itself
-    return ("MODEL.WEIGHTS", path, *(str(item) for pair in pairs for item in pair))
+def read_spec(path: str) -> dict[str, Any]:
+    """The input settings of a weight file; of "", the random start, none."""
+    return read_backbone(path).spec if path else {}
 
 
 def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict[str, Any]]:
@@ -105,9 +104,17 @@ def cell_settings(args: argparse.Namespace, cell: Cell) -> tuple[list[str], dict
     Raises:
         ValueError, FileNotFoundError: data or weights that are not there.
     """
-    path = args.init[cell.init]
-    settings = [*cell.task.settings, *init_settings(path), *args.opts, "SEED", str(cell.seed)]
+    path, depth = args.init[cell.init], "MODEL.RESNETS.DEPTH"
+    own = [str(item) for pair in read_spec(path).items() if pair[0] != depth for item in pair]
+    settings = [*cell.task.settings, "MODEL.WEIGHTS", path, *own, *args.opts]
+    settings += ["SEED", str(cell.seed)]
     cfg = load_config(cell.task.config, settings)
+    has, wants = read_spec(path).get(depth), cfg.MODEL.RESNETS.DEPTH
+    if has not in (None, wants):
+        raise ValueError(
+            f"--init {cell.init} is a ResNet-{has}, and {cell.task.config} has a ResNet-{wants}; "
+            "name another --suite, or config files."
+        )
     period = -(-cfg.SOLVER.MAX_ITER // args.evaluations)
     more = ["DATASETS.TRAIN", repr(with_seed(cfg.DATASETS.TRAIN, cell.seed))]
     more += ["TEST.EVAL_PERIOD", str(period)]
@@ -191,16 +198,20 @@ def main() -> None:
     add("--shard", default="0/1", help="i/n: run only the i-th of every n cells, from 0")
     add("--evaluations", type=int, default=4, help="of each run, evenly spaced to its end")
     add("--data", nargs=2, metavar=("TRAIN", "TEST"), help="names of data, not the configs' own")
-    add("--voc", help="a folder in VOC's layout: --data FOLDER:trainval FOLDER:test")
     add("--fraction", type=float, action="append", help="share of TRAIN; repeatable")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="last: KEY VALUE pairs for every run")
     args = parser.parse_args(at_home(sys.argv[1:]))
+    if len(dict(args.init)) < len(args.init):
+        parser.error("--init has one name twice; give each a NAME=FILE of its own")
+    if args.fraction and not args.data:
+        parser.error("--fraction is a share of --data, which is not given")
+    if min(args.evaluations, args.seeds) < 1:
+        parser.error("--evaluations and --seeds must be at least 1")
     args.init = dict(args.init)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the training, too
     args.output.mkdir(parents=True, exist_ok=True)
     setup_logger(name="detco_d2", abbrev_name="detco")
     try:
-        if args.voc:
-            args.data = [f"{os.path.abspath(args.voc)}:{split}" for split in ("trainval", "test")]
         tasks = make_tasks(args)
         cells = plan(tasks, args.init, args.seeds, args.shard)
         failed = run_all(args, cells)

@@ -29,6 +29,7 @@ from detco_d2.config import load_config
 from detco_d2.config_checks import check_detco_config
 from detco_d2.data.datasets import load_images
 from detco_d2.data.mapper import DetCoDatasetMapper
+from detco_d2.engine.launch import ends_with_one_line
 from detco_d2.engine.machine import adapt_to_machine, check_gpus, keep_freed_memory
 from detco_d2.engine.pretrain import PretrainTrainer
 from detco_d2.engine.step import PretrainStep
@@ -167,6 +168,7 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> None:
     show(title, seconds, len(images), "views, pil")
 
 
+@ends_with_one_line("benchmark_speed")
 def main() -> None:
     parser = default_argument_parser(epilog=__doc__)
     parser.set_defaults(config_file="configs/detco.yaml", num_gpus=0)

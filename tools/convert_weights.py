@@ -18,6 +18,7 @@ import re
 import sys
 from typing import Any
 
+from detco_d2.engine.launch import ends_with_one_line
 from detco_d2.files import at_home
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
@@ -77,11 +78,9 @@ def convert(args: argparse.Namespace, pairs: dict[str, str]) -> None:
     print(f"Wrote {args.output} under the names of {args.to}.")
 
 
+@ends_with_one_line("convert_weights")
 def main() -> None:
-    try:
-        convert(*parse())
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"convert_weights: {error}")
+    convert(*parse())
 
 
 if __name__ == "__main__":

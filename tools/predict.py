@@ -12,9 +12,11 @@ is used where there is one.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,17 +32,18 @@ from tqdm import tqdm
 
 from detco_d2.data.check import check_datasets
 from detco_d2.data.datasets import register_by_name
-from detco_d2.data.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode_image
+from detco_d2.data.decode import EXTENSIONS, UnreadableImage
+from detco_d2.data.images import read_image
+from detco_d2.engine.launch import ends_with_one_line
 from detco_d2.files import at_home, replacing
 from detco_d2.reports.detections import Detector
 
 logger = logging.getLogger("detco_d2.predict")
 
 
-def find_images(names: list[str]) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """Dicts with `file_name` and a unique `image_id`, and category ids by class number.
-
-    The ids are those of the data where a single data set is named, and count from 1 elsewhere.
+def find_images(names: list[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Dicts with `file_name` and a unique `image_id`; and the ids of the data's categories by name,
+    where a single data set is named that has such ids.
     """
     images: list[dict[str, Any]] = []
     for name in names:
@@ -53,8 +56,9 @@ def find_images(names: list[str]) -> tuple[list[dict[str, Any]], dict[int, int]]
     if len(names) > 1 or any("image_id" not in image for image in images):
         for i, image in enumerate(images):
             image["image_id"] = i + 1
-    known = MetadataCatalog.get(names[0]).get("thing_dataset_id_to_contiguous_id", {})
-    return images, {number: key for key, number in known.items()} if len(names) == 1 else {}
+    data = MetadataCatalog.get(names[0]).as_dict() if len(names) == 1 else {}
+    numbers = data.get("thing_dataset_id_to_contiguous_id", {})
+    return images, {data["thing_classes"][number]: key for key, number in numbers.items()}
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -68,24 +72,25 @@ def predict(args: argparse.Namespace) -> None:
     skipped: list[str] = []
     for image in tqdm(images, unit="image"):
         try:
-            with open(image["file_name"], "rb") as file:
-                pixels = np.asarray(decode_image(file, min_side=1, max_pixels=MAX_PIXELS))
-        except (OSError, UnreadableImage) as error:
-            skipped.append(json.dumps({"file_name": image["file_name"], "reason": str(error)}))
+            pixels = np.asarray(read_image(image))
+        except UnreadableImage as error:
+            skipped.append(json.dumps({"file_name": image["file_name"], "reason": error.reason}))
             continue
         found = detector(pixels)
         found = found[found.scores >= args.threshold]
         results += instances_to_coco_json(found, image["image_id"])
         if len(read) < args.pictures:
             drawn = Visualizer(pixels, metadata).draw_instance_predictions(found)
-            name = f"{image['image_id']}_{Path(image['file_name']).stem}.jpg"
-            Image.fromarray(drawn.get_image()).save(output / "pictures" / name)
+            name = re.sub(r"[^\w.-]", "_", f"{image['image_id']}_{Path(image['file_name']).stem}")
+            name = name.encode()[:200].decode(errors="ignore")  # as long as a system takes
+            Image.fromarray(drawn.get_image()).save(output / "pictures" / f"{name}.jpg")
         height, width = pixels.shape[:2]
         read.append({"id": image["image_id"], "file_name": image["file_name"]})
         read[-1].update(height=height, width=width)
-    numbers = range(max([len(detector.classes), *(r["category_id"] + 1 for r in results)]))
-    names = dict(enumerate(detector.classes))
-    categories = [{"id": ids.get(i, i + 1), "name": names.get(i, str(i))} for i in numbers]
+    names = list(detector.classes or ids)  # which are not said by a detector of another program
+    names += map(str, range(len(names), max([0, *(r["category_id"] + 1 for r in results)])))
+    free = itertools.count(1 + max(ids.values(), default=0))  # for what the data has not
+    categories = [{"id": ids[name] if name in ids else next(free), "name": name} for name in names]
     for result in results:
         result["category_id"] = categories[result["category_id"]]["id"]
     for name, content in (
@@ -101,6 +106,7 @@ def predict(args: argparse.Namespace) -> None:
         logger.warning("%d images cannot be read: %s", len(skipped), output / "skipped.txt")
 
 
+@ends_with_one_line("predict")
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,10 +119,7 @@ def main() -> None:
     add("--output", type=Path, help="folder; default: predictions/ in the run's")
     args = parser.parse_args(at_home(sys.argv[1:]))
     setup_logger(name="detco_d2", abbrev_name="detco")
-    try:
-        predict(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"predict: {error}")
+    predict(args)
 
 
 if __name__ == "__main__":

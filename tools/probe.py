@@ -15,9 +15,11 @@ import argparse
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 import detco_d2  # noqa: F401  registers data sets
+from detco_d2.engine.launch import ends_with_one_line
 from detco_d2.engine.record import command_line, versions
 from detco_d2.files import at_home, replacing
 from detco_d2.probes.features import POOLS, Features, extract
@@ -122,8 +125,11 @@ def write(args: argparse.Namespace, path: str, record: Result) -> None:
     folder = (args.output_dir or Path(beside).parent) / "probes"
     folder.mkdir(parents=True, exist_ok=True)
     weights = "_".join([Path(path).absolute().parent.name, Path(path).stem]) if path else "random"
-    data = "_".join(Path(args.data).parts[-2:])
-    name = re.sub(r"\W+", "_", f"{data}_{args.labels}_{weights}").strip("_")
+    words = ["_".join(Path(place).parts[-2:]) for place in (args.data, args.test) if place]
+    if args.output_dir and path:  # where those of other folders go, too
+        weights = f"{zlib.crc32(os.path.abspath(path).encode()):08x}_{weights}"
+    words += [args.labels, *args.probes, weights]
+    name = re.sub(r"\W+", "_", "_".join(words)).strip("_")
     file = folder / f"{name}.json"
     with replacing(file) as part:
         part.write_text(json.dumps(record, indent=1))
@@ -178,19 +184,17 @@ def probe(args: argparse.Namespace, path: str, train: Labelled, test: Labelled) 
     }
 
 
+@ends_with_one_line("probe")
 def main() -> None:
     args = parse()
     setup_logger(name="detco_d2", abbrev_name="detco")
     records: list[Result] = []
-    try:
-        train, test = load_halves(
-            args.data, args.test, kind=args.labels, max_images=args.max_images, seed=args.seed
-        )
-        for path in [*args.weights, *([""] if args.random else [])]:
-            records.append(probe(args, path, train, test))
-            write(args, path, records[-1])
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"probe: {error}")
+    train, test = load_halves(
+        args.data, args.test, kind=args.labels, max_images=args.max_images, seed=args.seed
+    )
+    for path in [*args.weights, *([""] if args.random else [])]:
+        records.append(probe(args, path, train, test))
+        write(args, path, records[-1])
     print(
         f"\n{args.data}, {args.labels}: {records[0]['num_train']} training and "
         f"{records[0]['num_test']} test items, percent\n\n{table(args, records)}"

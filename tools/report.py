@@ -16,6 +16,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from detco_d2.engine.launch import ends_with_one_line
 from detco_d2.files import at_home, replacing
 from detco_d2.reports.page import page
 from detco_d2.reports.run_folder import read_run
@@ -23,6 +24,7 @@ from detco_d2.reports.run_folder import read_run
 logger = logging.getLogger("detco_d2.report")
 
 
+@ends_with_one_line("report")
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,12 +36,9 @@ def main() -> None:
     args = parser.parse_args(at_home(sys.argv[1:]))
     setup_logger(name="detco_d2", abbrev_name="detco")
     output = args.output or args.run / "report.html"
-    try:
-        text = page(read_run(args.run, args.transfer))
-        with replacing(output) as file:  # surrogates, which JSON can hold, are no text
-            file.write_bytes(text.encode("utf-8", "replace"))
-    except (ValueError, OSError) as error:
-        sys.exit(f"report: {error}")
+    text = page(read_run(args.run, args.transfer))
+    with replacing(output) as file:  # surrogates, which JSON can hold, are no text
+        file.write_bytes(text.encode("utf-8", "replace"))
     logger.info("%s: %.1f MB", output, output.stat().st_size / 1e6)
 
 

@@ -26,6 +26,7 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2.data.datasets import load_images
 from detco_d2.data.decode import UnreadableImage
+from detco_d2.engine.launch import ends_with_one_line
 from detco_d2.files import at_home
 from detco_d2.reports.detections import plot_detections
 from detco_d2.reports.features import (
@@ -62,9 +63,8 @@ def parse_box(text: str) -> tuple[float, ...]:
 
 def build_backbone(args: argparse.Namespace, path: str, stages: Iterable[str]) -> FrozenBackbone:
     """Of a weight file; for "" a random one as deep as the first weight file."""
-    if path:
-        return frozen_backbone(path, stages).to(DEVICE)
-    return random_backbone_like(args.first, 0, stages).to(DEVICE)
+    made = frozen_backbone(path, stages) if path else random_backbone_like(args.first, 0, stages)
+    return made.to(DEVICE)
 
 
 def read_pictures(args: argparse.Namespace) -> list[np.ndarray]:
@@ -150,18 +150,16 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+@ends_with_one_line("visualize")
 def main() -> None:
     args = parse_arguments()
     setup_logger(name="detco_d2", abbrev_name="detco")
     logger.info("Networks run on %s", DEVICE)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        for kind in ["pca", "neighbours"] if args.kind == "all" else [args.kind]:
-            file = args.output / f"{kind}.png"
-            KINDS[kind](args, file)
-            logger.info("%s", file)
-    except (ValueError, OSError, UnreadableImage) as error:
-        sys.exit(f"visualize: {error}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    for kind in ["pca", "neighbours"] if args.kind == "all" else [args.kind]:
+        file = args.output / f"{kind}.png"
+        KINDS[kind](args, file)
+        logger.info("%s", file)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,6 @@ _EXPECTED = {
 
 def _expected_paths(metadata: Metadata) -> list[tuple[str, str]]:
     found = metadata.as_dict()
-    if "share_of" in found:
-        return _expected_paths(MetadataCatalog.get(found["share_of"]))
     kind = next((kind for kind in _EXPECTED if kind in found), "")
     return [(path.format_map(found), what) for path, what in _EXPECTED.get(kind, [])]
 
@@ -59,14 +57,17 @@ def check_datasets(names: Sequence[str], key: str) -> None:
         FileNotFoundError: a file or folder is missing; shows the expected tree.
     """
     for name in names:
-        if name not in DatasetCatalog.list():
-            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        base = name
+        while share_of := MetadataCatalog.get(base).get("share_of"):
+            base = share_of
+        if base not in DatasetCatalog.list():
+            close = difflib.get_close_matches(base, DatasetCatalog.list(), n=3)
             raise ValueError(
-                f"{key} names {name!r}, which is neither a registered data set nor an existing "
+                f"{key} names {base!r}, which is neither a registered data set nor an existing "
                 "folder, FILE.json (COCO), FOLDER:SPLIT (VOC) or FILE.yaml:SPLIT (YOLO). Nearest "
-                f"registered names: {close or 'none'}. As a path, {describe_folder(name)}."
+                f"registered names: {close or 'none'}. As a path, {describe_folder(base)}."
             )
-        metadata = MetadataCatalog.get(name)
+        metadata = MetadataCatalog.get(base)
         if str(metadata.get("evaluator_type")).startswith("cityscapes"):
             absent = [m for m in ("cityscapesscripts", "shapely") if not find_spec(m)]
             if absent:

@@ -1,11 +1,13 @@
-"""Cityscapes' training labels, which its download leaves to be made from its ids."""
+"""Cityscapes' training labels, which its download leaves to be made, and its mended evaluator."""
 
+import importlib
 import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..compat import CITYSCAPES_ALIAS
 from ..files import replacing
 
 
@@ -51,3 +53,15 @@ def make_train_id_files(gt_dir: str) -> int:
             ) from error
         made += 1
     return made
+
+
+def mend_evaluator() -> None:
+    """Keep cityscapesscripts 2.3.0 from failing, after all of a training, at its evaluation.
+
+    It leaves a matches.json, which nobody reads, in the working folder (NumPy 2.3 makes it die of
+    the integers in it), and calls `numpy.in1d`, which NumPy 2.4 no longer has.
+    """
+    for root in ("cityscapesscripts", f"{CITYSCAPES_ALIAS}.cityscapesscripts"):
+        module = importlib.import_module(f"{root}.evaluation.evalInstanceLevelSemanticLabeling")
+        vars(module).update(writeDict2JSON=lambda *_: None)
+    vars(np).setdefault("in1d", np.isin)

@@ -33,7 +33,8 @@ def read_coco(file: str, root: str = "") -> Labels:
             content = json.load(stream)
     except ValueError as error:
         raise ValueError(f"{file!r} is no JSON: {error}") from error
-    lists = {k: v for k, v in content.items() if isinstance(v, list)} if content else {}
+    entries = content.items() if isinstance(content, dict) else ()
+    lists = {key: value for key, value in entries if isinstance(value, list)}
     if not {"images", "categories"} <= lists.keys():
         raise ValueError(
             f"{file!r} is no COCO file: it needs the lists images, annotations and categories, "
@@ -63,9 +64,15 @@ def read_coco(file: str, root: str = "") -> Labels:
                 images[found["image_id"]]["annotations"].append(label)
             else:
                 counts["boxes of images that are not in the file left out"] += 1
-    dicts = [images[key] for key in sorted(images)]
+    with naming(file, "ids of images"):
+        dicts = [images[key] for key in sorted(images)]
     _find_images(dicts, file, root)
     metadata = {"thing_classes": classes, "thing_dataset_id_to_contiguous_id": numbers}
+    points: Any = next((c["keypoints"] for c in categories if c.get("keypoints")), None)
+    if points:
+        twins = [(point, point.replace("left", "right")) for point in points if "left" in point]
+        metadata["keypoint_names"] = points
+        metadata["keypoint_flip_map"] = [pair for pair in twins if pair[1] in points]
     return dicts, metadata | complete(dicts, file, counts)
 
 

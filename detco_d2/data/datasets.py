@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from .check import check_datasets
+from .check import check_datasets, describe_folder
 from .folders import list_images
 from .labels import Labels
 
@@ -78,9 +78,10 @@ def _register(name: str) -> None:
 
 def _find_reader(path: str) -> Callable[[], Labels] | None:
     """What reads the labelled data that a path names, if it names any."""
-    file, _, images = path.partition(".json@")
-    file = f"{file}.json" if images else path
+    file, _, images = re.sub(r"(?i)(\.json)@", r"\1\0", path, count=1).partition("\0")
     if file.lower().endswith(".json") and os.path.isfile(file):
+        if images and not os.path.isdir(images):
+            raise FileNotFoundError(f"The images of {file!r}: {describe_folder(images)}")
         return partial(_read_coco, file, images)
     place, _, split = path.rpartition(":")
     if place.lower().endswith((".yaml", ".yml")) and os.path.isfile(place):
@@ -184,7 +185,7 @@ def register_voc_folder(root: str, split: str) -> str:
 
 
 def load_images(names: Sequence[str], key: str = "DATASETS.TRAIN") -> list[dict[str, Any]]:
-    """The images of data sets and folders without their annotations; none is dropped.
+    """The images of data sets and folders without their annotations, each file once.
 
     Raises:
         ValueError: no names, or one that is neither; suggests the nearest registered ones.
@@ -201,7 +202,10 @@ def load_images(names: Sequence[str], key: str = "DATASETS.TRAIN") -> list[dict[
         found = [{"file_name": d["file_name"]} for d in DatasetCatalog.get(name)]
         logger.info("%s: %d images", name, len(found))
         images += found
-    return images
+    once = {os.path.abspath(d["file_name"]): d for d in images} if len(names) > 1 else {}
+    if 0 < len(once) < len(images):  # of a folder in another
+        logger.info("%s: %d different images", key, len(once))
+    return list(once.values()) or images
 
 
 def prepare_datasets(train: Sequence[str], test: Sequence[str]) -> None:

@@ -122,8 +122,12 @@ def upright_size(file: BinaryIO) -> tuple[int, int]:
     """
     try:
         image = Image.open(file, "r", FORMATS)
+        noted = {"exif", "Raw profile type exif"} & image.info.keys()
         # Pillow decodes all of a PNG to look for an orientation behind its pixels
-        turned = ("exif" in image.info or image.format != "PNG") and _orientation(image) in _ACROSS
+        turned = (noted or image.format != "PNG") and _orientation(image) in _ACROSS
+        if image.format == "TIFF":  # Pillow 9.5 turns it when it is decoded, others when opened
+            stored = tuple(image.tag_v2.get(tag) for tag in (256, 257))  # width and height
+            turned = image.tag_v2.get(_ORIENTATION) in _ACROSS and image.size == stored
         file.seek(-min(8, file.seek(0, os.SEEK_END)), os.SEEK_END)
         if not file.read().endswith(_ENDS):
             _check_whole(image.format, file)

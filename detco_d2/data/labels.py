@@ -29,7 +29,7 @@ def naming(file: str | Path, entry: Any) -> Iterator[None]:
     """Turn what goes wrong while an entry of a file is read into a sentence that shows both."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # as many kinds as there are wrong entries
         reason = f"there is no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
             f"{str(file)!r} has {entry!r:.300}, which cannot be used: {reason}"
@@ -86,6 +86,12 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[
                 counts["boxes without width or height left out"] += 1
                 continue
             width, height = image.get("width", 0), image.get("height", 0)
+            mask = label.get("segmentation")
+            if width and isinstance(mask, dict) and list(mask["size"]) != [height, width]:
+                raise ValueError(
+                    f"{source!r}: {image['file_name']!r} is {height} high and {width} wide, and a "
+                    f"mask of it has the size {mask['size']}."
+                )
             if width and max(-x, -y, x + w - width, y + h - height) > 1:
                 x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
                 if max(x1 - x0, 0) * max(y1 - y0, 0) < w * h / 2:

@@ -1,6 +1,5 @@
 """One image file -> the views that enter the network."""
 
-import io
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -10,11 +9,10 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..families import required_views
-from .decode import UnreadableImage, decode_image
+from .images import read_image
 from .jigsaw import cut_jigsaw, cut_jigsaw_batch, draw_jigsaw
 from .photometric import apply_batched, apply_fast, pack
 from .views import Pyramid, View, safe_reduction
@@ -81,14 +79,7 @@ class DetCoDatasetMapper:
 
     def decode(self, dataset_dict: dict[str, Any]) -> Image.Image:
         """An RGB image, upright; smaller than the file's where only "pil" could see it."""
-        path = dataset_dict["file_name"]
-        try:
-            with _open(dataset_dict) as file:
-                return decode_image(file, **self.limits)
-        except UnreadableImage as error:
-            raise UnreadableImage(error.reason, path) from error
-        except (OSError, ValueError) as error:  # of opening; a path may not hold a zero byte
-            raise UnreadableImage(f"{type(error).__name__}: {error}", path) from error
+        return read_image(dataset_dict, **self.limits)
 
     def _make_view(self, image: Any, view: str) -> dict[str, torch.Tensor]:
         draw, jigsaw = self.views[view], {}
@@ -119,14 +110,3 @@ class DetCoDatasetMapper:
         drawn = (batch[f"{view}/cells"], batch[f"{view}/offsets"])
         moved = (numbers.to(pixels.device, non_blocking=True) for numbers in drawn)
         return cut_jigsaw_batch(pixels, self.patch_size, *moved)
-
-
-def _open(dataset_dict: dict[str, Any]) -> Any:
-    """The encoded image as a file: a member of a tar file, bytes that are read, or a path."""
-    if "member" in dataset_dict:
-        from .tar import read_member  # a run on folders does not need it
-
-        return io.BytesIO(read_member(*dataset_dict["member"]))
-    if "image_bytes" in dataset_dict:
-        return io.BytesIO(dataset_dict["image_bytes"])
-    return PathManager.open(dataset_dict["file_name"], "rb")

@@ -1,5 +1,6 @@
 """The sizes of a data set's images, from their headers, which a run keeps for its next start."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ def recall_sizes(folder: str) -> None:
 def keep_sizes(folder: str) -> None:
     """Write the sizes that are known into a folder, for the next start."""
     rows = np.array([(key, *size) for key, size in _known.items()], np.uint64).reshape(-1, 3)
-    os.makedirs(folder, exist_ok=True)
-    with replacing(Path(folder, _FILE)) as part, open(part, "wb") as file:
-        np.save(file, rows)
+    with contextlib.suppress(OSError):  # they are read again
+        os.makedirs(folder, exist_ok=True)
+        with replacing(Path(folder, _FILE)) as part, open(part, "wb") as file:
+            np.save(file, rows)

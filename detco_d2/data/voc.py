@@ -7,6 +7,7 @@ and no mistake to find.
 
 import os
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def read_voc(root: str, split: str) -> Labels:
     below = (root, "Annotations", "JPEGImages") if found.is_file() else (root, split, split)
     top, pictures = Path(*below[:2]), Path(root, below[2])
     trees: dict[Path, ElementTree.Element] = {}
-    files = sorted((top if found.is_file() else Path(root)).rglob("*.xml"))
+    files = sorted((top if found.is_file() else Path(root)).rglob("*.[xX][mM][lL]"))
     for file in with_progress(files, "Annotations"):
         if not is_hidden(file):
             with naming(file, "text"):
@@ -62,14 +63,19 @@ def read_voc(root: str, split: str) -> Labels:
     labels = {str(f.relative_to(top).with_suffix("")): f for f in trees if f.is_relative_to(top)}
     paths = [Path(image["file_name"]) for image in list_images(str(pictures))]
     images = {str(path.relative_to(pictures).with_suffix("")): path for path in paths}
-    stems = list(labels)
+    stems = [*labels, *images]
     if found.is_file():  # a line is a stem, or begins with one, or is a file's name
         ways = [(line, line.split()[0], Path(line).stem) for line in read_lines(found)]
         stems = [next((stem for stem in way if stem in labels), way[0]) for way in ways]
-    if not stems:
+    if not (stems and labels):
         raise FileNotFoundError(f"{str(found)!r} names no image, or has no XML file of VOC's.")
     dicts: Dicts = []
+    counts: Counter[str] = Counter()
     for stem in dict.fromkeys(stems):
+        if stem not in labels and found.is_dir():
+            dicts.append({"file_name": str(images[stem]), "annotations": []})
+            counts["images without an XML file, as without objects"] += 1
+            continue
         if stem not in labels or stem not in images:
             missing = top / f"{stem}.xml" if stem not in labels else pictures / f"{stem}.*"
             raise FileNotFoundError(f"{str(found)!r} has {stem!r}, and there is no {missing}.")
@@ -81,7 +87,7 @@ def read_voc(root: str, split: str) -> Labels:
         boxes = [_read_object(labels[stem], item, classes) for item in tree.iterfind("object")]
         record = {"file_name": str(images[stem]), "height": height, "width": width}
         dicts.append({**record, "annotations": boxes})
-    return dicts, {"thing_classes": classes} | complete(dicts, f"{root}:{split}")
+    return dicts, {"thing_classes": classes} | complete(dicts, f"{root}:{split}", counts)
 
 
 def _read_object(file: Path, item: ElementTree.Element, classes: list[str]) -> dict[str, Any]:

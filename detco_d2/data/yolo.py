@@ -40,7 +40,9 @@ def read_yolo(file: str, split: str) -> Labels:
         classes = [str(names[number]) for number in range(len(names))]
         if int(content.get("nc") or len(classes)) != len(classes):
             raise ValueError(f"nc is {content['nc']}, for {len(classes)} names")
-    files = _find_images(Path(file).absolute().parent, content.get("path") or "", content[split])
+    beside, path = Path(file).absolute().parent, content.get("path") or ""
+    with naming(file, {split: content[split]}):
+        files = _find_images(beside, path, content[split])
     images = []
     for image, size in zip(with_progress(files, "Label files"), read_sizes(files)):
         # an image that cannot be read is refused before training, and replaced in pretraining

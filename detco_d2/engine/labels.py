@@ -20,7 +20,7 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
-from ..compat import has_compiled_coco_evaluator, mend_cityscapesscripts
+from ..compat import has_compiled_coco_evaluator
 from ..config_files import flatten
 from ..data.check import check_labels
 from ..data.datasets import prepare_datasets, register_by_name, use_classes
@@ -67,7 +67,9 @@ def build_evaluator(
     """
     kind = evaluator_kind(dataset_name)
     if kind.startswith("cityscapes"):
-        mend_cityscapesscripts()
+        from ..data.cityscapes import mend_evaluator
+
+        mend_evaluator()
         return _EVALUATORS[kind](dataset_name)
     register_by_name([dataset_name])
     images, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
@@ -167,6 +169,12 @@ def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
     boxes = [
         box for image in images for box in image.get("annotations", []) if not box.get("iscrowd")
     ]
+    count = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if model.KEYPOINT_ON and any(len(box["keypoints"]) != 3 * count for box in boxes):
+        raise ValueError(
+            f"{key} names {name!r}, where boxes have other than {count} keypoints; set "
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, and TEST.KEYPOINT_OKS_SIGMAS to as many values."
+        )
     is_rle = any(isinstance(box.get("segmentation"), dict) for box in boxes)
     if model.MASK_ON and cfg.INPUT.MASK_FORMAT != "bitmask" and is_rle and key == "DATASETS.TRAIN":
         logger.info("INPUT.MASK_FORMAT: bitmask, as %s has masks in RLE", name)

@@ -3,9 +3,10 @@
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader, detection_utils
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.transforms import RandomCrop
 from detectron2.evaluation import DatasetEvaluator
@@ -16,6 +17,21 @@ from ..weights.checkpointer import BackboneCheckpointer
 from ..weights.input_spec import InputSpec
 from .labels import build_evaluator, follow_data, write_classes
 from .trainer import Trainer
+
+_read_labels = detection_utils.read_image
+
+
+def _read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """Stands in for Detectron2's, to which 16 bits are white and what is transparent is black."""
+    if format not in ("RGB", "BGR"):
+        return _read_labels(file_name, format)
+    from ..data.images import read_image  # loader processes alone need it
+
+    pixels = np.asarray(read_image({"file_name": file_name}))
+    return pixels[:, :, ::-1] if format == "BGR" else pixels
+
+
+detection_utils.read_image = _read_image  # which all mappers look up
 
 
 def build_mapper(cfg: CfgNode) -> DatasetMapper:

@@ -5,6 +5,7 @@ inside of every box, its class; as "images": the whole image, which classes it c
 SVM task).
 """
 
+import contextlib
 import logging
 import os
 import xml.etree.ElementTree as ElementTree
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torchvision.transforms import functional as TF
 
 from ..data.check import check_datasets
 from ..data.datasets import list_images, register_by_name, seeded_subset
-from ..data.decode import MAX_PIXELS, UnreadableImage, decode_image
+from ..data.decode import UnreadableImage
+from ..data.images import read_image
 from ..data.stream import pack_images
 
 KINDS = ("crops", "images")
@@ -79,7 +80,9 @@ class LabelledImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
         item = self.items[index]
         if self._decoded[0] != item["file_name"]:
-            self._decoded = (item["file_name"], _decode(item["file_name"]))
+            self._decoded = (item["file_name"], None)
+            with contextlib.suppress(UnreadableImage):
+                self._decoded = (item["file_name"], read_image(item))
         image = self._decoded[1]
         if image is None:
             return index, None
@@ -91,14 +94,6 @@ class LabelledImages(torch.utils.data.Dataset):
         else:
             image = TF.resize(image, [self.size, self.size])
         return index, torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
-
-
-def _decode(path: str) -> Image.Image | None:
-    try:
-        with PathManager.open(path, "rb") as file:
-            return decode_image(file, min_side=1, max_pixels=MAX_PIXELS)
-    except (UnreadableImage, OSError, ValueError):
-        return None
 
 
 def _square(box: Sequence[float], size: tuple[int, int]) -> tuple[int, ...]:
@@ -138,7 +133,7 @@ def load_halves(
     first, second = _find_halves(data)
     train = _read_half(first, kind, key)
     if test or second:
-        tested = _read_half(test or second, kind, key)
+        tested = _read_half(test or second, kind, "--test" if test else key)
         tested = _with_classes(tested, train.classes, f"{test or second!r}", f"{first!r}")
     else:
         train, tested = _split_by_image(train, seed)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -16,6 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 
 from ..config import add_detco_config
 from ..config_files import flatten
+from ..data.images import read_image
 from ..engine.labels import follow_data, read_classes
 from ..engine.machine import adapt_to_machine
 from ..weights.checkpointer import BackboneCheckpointer
@@ -50,6 +50,7 @@ class Detector:
         _, values = read_config(Path(file).with_name("config.yaml"))
         pairs = [pair for pair in values.items() if pair[0] in known]
         self.cfg.merge_from_list([item for pair in pairs for item in pair])
+        self.cfg.OUTPUT_DIR = self.folder  # where it is now
         self.cfg.MODEL.DEVICE = "cuda"  # wherever it was trained
         adapt_to_machine(self.cfg, torch.cuda.device_count())
         self.model = build_model(self.cfg).eval()
@@ -100,7 +101,7 @@ def plot_detections(path: Path, files: Mapping[str, str]) -> None:
         for axis, name in zip(axes[:, 0], ["labels", *detectors]):
             axis.set_ylabel(name)
         for column, image in enumerate(images):
-            pixels = read_image(image["file_name"], "RGB")
+            pixels = np.asarray(read_image(image))
             drawn = [Visualizer(pixels, metadata).draw_dataset_dict(image)]
             for detector in detectors.values():
                 boxes = detector(pixels)[:_MAX_BOXES]

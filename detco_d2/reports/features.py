@@ -18,23 +18,15 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from ..data.decode import MAX_PIXELS, MIN_SIDE, UnreadableImage, decode_image
+from ..data.images import read_image
 from .charts import panels, show_picture
 
 _BATCH = 16  # images that pass a backbone together
 
 
 def read_square(path: str, size: int) -> np.ndarray:
-    """The middle square of an image file, of shape (size, size, 3), RGB, uint8.
-
-    Raises:
-        UnreadableImage: naming the file, and why it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            image = decode_image(file, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
-    except (OSError, UnreadableImage) as error:
-        raise UnreadableImage(str(error), path) from error
+    """The middle square of what :func:`read_image` reads, of shape (size, size, 3), RGB, uint8."""
+    image = read_image({"file_name": path})
     side = min(image.size)
     return np.array(TF.center_crop(image, [side, side]).resize((size, size), Image.LANCZOS))
 

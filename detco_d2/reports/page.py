@@ -18,7 +18,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from tabulate import tabulate
 
-from ..data.decode import UnreadableImage, decode_image
+from ..data.decode import UnreadableImage
+from ..data.images import read_image
 from ..engine.health import duration
 from .benchmark import METRICS
 from .charts import Points, line_chart
@@ -60,7 +61,6 @@ _CHARTS: dict[str, list[tuple[str, str]]] = {
         ("share of the time spent waiting for images", r"(data_time_share)"),
     ],
 }
-_MAX_PIXELS = 10**8
 _MAX_SIDE = 1600  # pixels of a picture within the page
 # What reading a file of JSON in another form than this project's raises.
 _OTHER_FORM = (TypeError, KeyError, AttributeError, ValueError, StopIteration)
@@ -76,7 +76,7 @@ def page(run: Run) -> str:
     )
     environment.filters["table"] = _html
     template = environment.get_template("page.html.j2")
-    done = 1 + max((points[-1][0] for points in run.curves.values()), default=-1)
+    done = 1 + run.curves.get("total_loss", [(-1, 0.0)])[-1][0]  # evaluations count one more
     starts = read_json(run.folder / "run.json")
     steps = [y for _, y in run.curves.get("time", []) if math.isfinite(y)]
     text = template.render(
@@ -143,10 +143,9 @@ def _pictures(folder: Path, what: str, last: int = 0) -> list[dict[str, Any]]:
 def _picture(file: Path, what: str) -> dict[str, Any]:
     """Decoded and encoded anew, or an error in its place."""
     try:
-        with open(file, "rb") as opened:
-            image = decode_image(opened, min_side=1, max_pixels=_MAX_PIXELS)
-    except (OSError, UnreadableImage) as error:
-        return {"error": f"{file.name} cannot be shown: {error}"}
+        image = read_image({"file_name": str(file)})
+    except UnreadableImage as error:
+        return {"error": f"{file.name} cannot be shown: {error.reason}"}
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)

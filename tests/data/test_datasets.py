@@ -20,7 +20,10 @@ def test_a_folder_is_read_recursively_without_registration(tmp_path):
     for name in ("b.jpg", "deep/er/a.PNG", "deep/c.jpeg"):
         save_image(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    names = [os.path.relpath(d["file_name"], tmp_path) for d in load_images((str(tmp_path),))]
+    names = [
+        os.path.relpath(d["file_name"], tmp_path)
+        for d in load_images((str(tmp_path), f"{tmp_path}/deep"))
+    ]
     assert names == ["b.jpg", "deep/c.jpeg", "deep/er/a.PNG"]
 
 
@@ -51,8 +54,9 @@ def test_imagenet_is_found_under_the_data_folder(tmp_path):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(ValueError, match="imagenet_train"):
-        load_images(("imagenet_trian",))
+    for name in ("imagenet_trian", "imagenet_trian%10"):
+        with pytest.raises(ValueError, match="names 'imagenet_trian', .*imagenet_train"):
+            load_images((name,))
     with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
         load_images(())
 

@@ -5,9 +5,9 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
-from detco_d2.data.decode import UnreadableImage, _to_rgb, decode_image
+from detco_d2.data.decode import UnreadableImage, _to_rgb, decode_image, upright_size
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -132,6 +132,7 @@ def test_numbers_without_a_known_white_are_refused(mode, value, reason):
     [
         ("JPEG", {"quality": 100, "subsampling": 0}),
         ("PNG", {}),
+        ("PNG", {"pnginfo": None}),
         ("WEBP", {"lossless": True}),
         ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
@@ -143,7 +144,15 @@ def test_an_image_of_any_orientation_comes_upright(kind, options, orientation):
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode(encode(stored, kind, exif=exif, **options))
+    if options == {"pnginfo": None}:  # as ImageMagick writes it
+        profile = exif.tobytes()
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        text = f"\nexif\n{len(profile):8}\n{profile.hex()}\n"
+        options["pnginfo"].add_text("Raw profile type exif", text, zip=True)
+        exif = b""
+    content = encode(stored, kind, exif=exif, **options)
+    decoded = decode(content)
+    assert upright_size(io.BytesIO(content)) == decoded.size
     error = np.asarray(decoded).astype(int) - np.asarray(upright)
     assert np.abs(error).max() <= 8
 

@@ -63,6 +63,7 @@ def test_a_complete_file_of_coco_is_read_as_detectron2_reads_it(layouts, kind):
         for label in image["annotations"]:
             assert label.pop("area") > 0
     assert images == load_coco_json(file, root, f"{kind} of {root}")
+    assert len(metadata.get("keypoint_names", [])) == 17 * (kind == "person_keypoints")
     assert metadata["thing_classes"] == MetadataCatalog.get(f"{kind} of {root}").thing_classes
 
 
@@ -84,6 +85,7 @@ def as_rle(i, label):
     label.pop("bbox")
 
 
+RLE = {"counts": [9, 1, 71], "size": [9, 9]}
 COMPLETED = {
     "nothing but boxes": of_labels(
         lambda i, x: [x.pop(key) for key in ("id", "area", "iscrowd", "segmentation")]
@@ -139,6 +141,8 @@ def test_what_was_changed_is_said_in_one_line(tmp_path):
         (of_labels(lambda i, x: x.update(bbox=[60, 40, 90, 70])), "less than half of the box"),
         (of_labels(lambda i, x: x.update(bbox=[], segmentation=[])), "neither a bbox nor"),
         (of_images(lambda x: x.pop("file_name")), "there is no 'file_name'"),
+        (of_labels(lambda i, x: x.update(segmentation=RLE)), "is 80 high and 96 wide, and a mask"),
+        (lambda content: content["images"][1].update(id="1"), "'ids of images'.*not supported"),
         (lambda content: content.pop("categories"), "is no COCO file: .*'annotations'"),
     ],
 )
@@ -150,8 +154,9 @@ def test_what_a_coco_file_must_have_is_named_with_its_entry(tmp_path, change, me
 
 def test_a_file_that_is_not_of_its_format_is_named(tmp_path):
     for name, reader in (("a.json", read_coco), ("a.yaml", partial(read_yolo, split="train"))):
-        with pytest.raises(ValueError, match=f"{name}' is no"):
-            reader(write_text(tmp_path / name, "{"))
+        for text in ("{", "[1]"):
+            with pytest.raises(ValueError, match=f"{name}' (is|has) no"):
+                reader(write_text(tmp_path / name, text))
 
 
 @pytest.mark.parametrize("folder", ["images", "train", "", "@elsewhere"])
@@ -212,7 +217,9 @@ def test_voc_may_lie_in_a_folder_for_each_split(tmp_path):
             write_text(
                 tmp_path / split / f"{i}.xml", exports.voc_xml(boxes[:2] if i < 4 else boxes)
             )
-    assert boxes_of(read(f"{tmp_path}:valid")) == BOXES[4:]
+    (tmp_path / "valid/4.xml").rename(tmp_path / "valid/4.XML")
+    write_image(tmp_path / "valid/6.jpg")  # no objects
+    assert boxes_of(read(f"{tmp_path}:valid")) == [*BOXES[4:], []]
     assert len(read_voc(str(tmp_path), "train")[1]["thing_classes"]) == 3
 
 
@@ -224,6 +231,9 @@ def test_a_missing_file_of_voc_is_named(tmp_path, missing):
         read(name)
     with pytest.raises(FileNotFoundError, match=r"lists: \['train'\]"):
         register_by_name([f"{tmp_path}:trian"])
+    write_text(tmp_path / "Annotations/0.xml", "")
+    with pytest.raises(ValueError, match="0.xml' has 'text', .*no element found"):
+        read_voc(str(tmp_path), "train")
 
 
 YAMLS = {

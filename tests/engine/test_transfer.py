@@ -8,11 +8,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.transforms import AugInput
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils.env import seed_all_rng
+from PIL import Image
 
 from detco_d2.data.datasets import seeded_subset
 from detco_d2.data.synthetic import register_scenes
@@ -157,6 +158,25 @@ def test_detectors_have_detectron2s_own_augmentations():
     cfg = load_config(DETECTORS[0])
     names = [type(step).__name__ for step in build_mapper(cfg).augmentations.augs]
     assert names == ["ResizeShortestEdge", "RandomFlip"]
+
+
+@pytest.mark.parametrize("format, first", [("RGB", 85), ("BGR", 170)])
+def test_training_and_evaluation_see_the_pixels_of_pretraining(tmp_path, format, first):
+    """16 bits are scaled, and what is transparent is white; to Detectron2 it is white and black."""
+    grey = np.tile(np.array([0, 85, 170, 255], np.uint16) * 257, (4, 1))
+    clear = np.full((4, 4, 4), [85, 0, 170, 255], np.uint8)
+    clear[:, 2:] = 0
+    cfg = load_config(DETECTORS[0], "INPUT.FORMAT", format)
+    cfg.INPUT.MIN_SIZE_TRAIN = (4,)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RANDOM_FLIP = 4, "none"
+    for name, pixels, row in (
+        ("grey", grey, (0, 85, 170, 255)),
+        ("clear", clear, (first, first, 255, 255)),
+    ):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        for is_train in (True, False):
+            found = DatasetMapper(cfg, is_train)({"file_name": str(tmp_path / f"{name}.png")})
+            assert tuple(found["image"][0, 0].tolist()) == row
 
 
 def test_evaluation_alone_gives_what_training_gave(scenes, tmp_path):

@@ -10,8 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from detco_d2.data.images import read_image
 from detco_d2.data.synthetic import register_scenes
-from detco_d2.probes.labelled import LabelledImages, _decode, _square, load_halves
+from detco_d2.probes.labelled import LabelledImages, _square, load_halves
 
 from ..layouts import write_voc
 from ..pictures import save_image
@@ -130,8 +131,8 @@ def test_a_crop_at_the_border_is_moved_into_the_image():
 def test_an_image_is_decoded_once_for_all_of_its_boxes(scenes, monkeypatch):
     train, _ = load_halves(register_scenes(scenes, "train"))
     images, paths = LabelledImages(train, 32), []
-    decode = "detco_d2.probes.labelled._decode"
-    monkeypatch.setattr(decode, lambda path: paths.append(path) or _decode(path))
+    read = "detco_d2.probes.labelled.read_image"
+    monkeypatch.setattr(read, lambda d: paths.append(d["file_name"]) or read_image(d))
     together = [images[i][1] for i in range(len(images))]
     assert paths == sorted({item["file_name"] for item in train.items})
     alone = [LabelledImages(train, 32)[i][1] for i in range(len(images))]
