@@ -86,11 +86,12 @@ def complete(images: Dicts, source: str, counts: Counter | None = None) -> dict[
                 counts["boxes without width or height left out"] += 1
                 continue
             width, height = image.get("width", 0), image.get("height", 0)
-            mask = label.get("segmentation")
-            if width and isinstance(mask, dict) and list(mask["size"]) != [height, width]:
+            mask: Any = label.get("segmentation")
+            sides = list(mask.get("size", ())) if isinstance(mask, dict) else [height, width]
+            if width and sides != [height, width]:
                 raise ValueError(
                     f"{source!r}: {image['file_name']!r} is {height} high and {width} wide, and a "
-                    f"mask of it has the size {mask['size']}."
+                    f"mask of it has the size {sides}."
                 )
             if width and max(-x, -y, x + w - width, y + h - height) > 1:
                 x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
