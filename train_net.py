@@ -45,13 +45,14 @@ def main(args: argparse.Namespace) -> Any:
 if __name__ == "__main__":
     args = parse_arguments(add_overwrite_flag(default_argument_parser()))
     with ends_with_one_line("train_net"):
+        processes = num_processes(args)
         cfg = load_config(args.config_file, args.opts)
         check_weights(cfg)
         folder = cfg.OUTPUT_DIR if args.resume else os.path.dirname(cfg.MODEL.WEIGHTS)
         detector = folder if args.eval_only else None
         args.opts += follow_data(cfg, detector, given=args.opts[::2])
         if not (args.eval_only or args.resume):
-            check_learns(cfg, num_processes(args), refuse=False)
+            check_learns(cfg, processes, refuse=False)
         if not args.eval_only and os.environ.get("RANK", "0") == "0":
             cfg = load_config(args.config_file, args.opts)
             args.resume = check_output_dir(cfg, args.resume, args.overwrite)

@@ -33,6 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from detco_d2.config import load_config
 from detco_d2.config_files import flatten
 from detco_d2.data.datasets import prepare_datasets
+from detco_d2.engine.launch import tool_parser
 from detco_d2.engine.record import command_line
 from detco_d2.files import at_home
 from detco_d2.reports.benchmark import (
@@ -60,8 +61,7 @@ def find_configs(suite: list[str]) -> list[Path]:
     if suite[0] in SUITES:
         folders = [ROOT / "configs" / name for name in SUITES[suite[0]]]
         return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
-    missing = [file for file in suite if not Path(file).is_file()]
-    if missing:
+    if missing := [file for file in suite if not Path(file).is_file()]:
         raise ValueError(f"--suite names {missing}: no files, and no suite of {list(SUITES)}.")
     return [Path(file).resolve() for file in suite]
 
@@ -186,9 +186,7 @@ def parse_init(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--suite", nargs="+", required=True, help=f"{', '.join(SUITES)}, or config files")
     add("--init", action="append", type=parse_init, required=True, help="random, or NAME=FILE")

@@ -33,6 +33,7 @@ from detectron2.utils.env import seed_all_rng
 from tabulate import tabulate
 
 from detco_d2.config import load_config
+from detco_d2.config_files import with_pairs
 from detco_d2.data.datasets import list_images
 from detco_d2.data.mapper import DetCoDatasetMapper
 from detco_d2.data.stream import StreamDataset, collate_views
@@ -46,12 +47,13 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO, DETECTOR = "configs/demo/detco_R_18.yaml", "configs/demo/faster_rcnn_R_18_FPN.yaml"
 SMALL = ["SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 2, "MODEL.DETCO.QUEUE_LENGTH", 64]
 TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165}  # dense bfloat16
+GROUP_NORM = ["MODEL.RESNETS.NORM", "GN", "MODEL.DETCO.HEAD_NORM", ""]  # nothing of the batch
 # Distances from the CPU, relative to what it finds, in float32 and in bfloat16.
 ALLOWED = {
     "losses of 3 steps": (3e-3, 0.05),
-    "first gradients": (0.05, 0.8),
-    "running statistics": (3e-3, 0.1),
-    "new keys": (0.01, 0.3),
+    "first gradients, of group norm": (0.01, 0.4),
+    "first running statistics": (3e-3, 0.1),
+    "first keys": (5e-3, 0.3),
 }
 
 
@@ -87,16 +89,17 @@ def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def three_steps(cfg: CfgNode, batch: int) -> dict[str, torch.Tensor]:
-    """What ALLOWED names."""
-    case, losses = Case(cfg, batch), []
-    for i in range(3):
-        found = case.step()
-        losses += [torch.tensor(found[name]) for name in sorted(found) if "loss_" in name]
-        if i == 0:
-            gradients = flat(p.grad for p in case.trainer.parameters if p.grad is not None)
-    running = flat(b for name, b in case.model.named_buffers() if "running" in name)
-    values = flat(losses), gradients, running, flat([case.model.queue.features[:, : 3 * batch]])
-    return dict(zip(ALLOWED, values))
+    """What ALLOWED names; batch norm makes rounding grow a hundredfold with each step."""
+    case = Case(with_pairs(cfg, GROUP_NORM), batch)
+    case.step()
+    values = [flat(p.grad for p in case.trainer.parameters if p.grad is not None)]
+    case = Case(cfg, batch)
+    found = [case.step()]
+    values.append(flat(b for name, b in case.model.named_buffers() if "running" in name))
+    values.append(flat([case.model.queue.features[:, :batch]]))
+    found += [case.step(), case.step()]
+    losses = (step[name] for step in found for name in sorted(step) if "loss_" in name)
+    return dict(zip(ALLOWED, [flat(map(torch.tensor, losses)), *values]))
 
 
 def compare(checks: Checks, title: str, ours: CfgNode, theirs: CfgNode) -> None:
@@ -141,9 +144,8 @@ def undoing(checks: Checks) -> None:
 
 
 def accumulation(checks: Checks) -> None:
-    norms = ["MODEL.RESNETS.NORM", "GN", "MODEL.DETCO.HEAD_NORM", ""]  # not of a batch
-    parts = checks.config(*norms, "SOLVER.ACCUMULATION_STEPS", 4)
-    compare(checks, "4 parts of a batch", parts, checks.config(*norms))
+    parts = checks.config(*GROUP_NORM, "SOLVER.ACCUMULATION_STEPS", 4)
+    compare(checks, "4 parts of a batch", parts, checks.config(*GROUP_NORM))
 
 
 def train_demo(checks: Checks, name: str, last: int, device: str = "") -> Any:
@@ -188,8 +190,7 @@ def processes(checks: Checks) -> None:
 def run_process(args: argparse.Namespace) -> None:
     """One of two processes, which fail if their queues differ."""
     trainer = train_demo(Checks(args.device, args.process_of), "two", 3)
-    queues = comm.all_gather(trainer._trainer.detco.queue.features.cpu())
-    sys.exit(not torch.equal(*queues))
+    sys.exit(not torch.equal(*comm.all_gather(trainer._trainer.detco.queue.features.cpu())))
 
 
 def speed(checks: Checks) -> None:
@@ -213,9 +214,8 @@ def speed(checks: Checks) -> None:
             share = rates[batch] * 0.0563 / peak  # an image's TFLOP, docs/speed.md
             checks.note(f"{name} share of {peak} TFLOP/s", share, 0, 1, aim=True)
     checks.fits = max(batch for batch in rates if batch <= 256)
-    checks.rate, least = rates[checks.fits], min(rates)
-    share = rates[least] / checks.rate
-    checks.note(f"images/s, batch {least} / {checks.fits}", share, 0.8, math.inf, aim=True)
+    checks.rate, share = rates[checks.fits], rates[min(rates)] / rates[checks.fits]
+    checks.note(f"images/s, batch {min(rates)} / {checks.fits}", share, 0.8, math.inf, aim=True)
 
 
 def run(checks: Checks, script: str, file: str, words: list[Any], stops: bool) -> dict[str, Any]:

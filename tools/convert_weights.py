@@ -18,7 +18,7 @@ import re
 import sys
 from typing import Any
 
-from detco_d2.engine.launch import ends_with_one_line
+from detco_d2.engine.launch import ends_with_one_line, tool_parser
 from detco_d2.files import at_home
 from detco_d2.weights.backbone import read_backbone
 from detco_d2.weights.export import save_backbone, to_torchvision, write_tensors
@@ -36,9 +36,7 @@ _FORMS = {
 
 
 def parse() -> tuple[argparse.Namespace, dict[str, str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--input", required=True, metavar="FILE")
     add("--output", required=True, metavar="FILE", help="ends in .pth, .pkl or .safetensors")

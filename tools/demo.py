@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from detco_d2.data.datasets import list_images
+from detco_d2.engine.launch import tool_parser
 from detco_d2.files import at_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,9 +79,7 @@ def verdict(output: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--output", default="output/demo", help="folder for everything written")
     add("--images", action="append", help="folder to pretrain on; repeatable")

@@ -34,7 +34,7 @@ from detco_d2.data.check import check_datasets
 from detco_d2.data.datasets import register_by_name
 from detco_d2.data.decode import EXTENSIONS, UnreadableImage
 from detco_d2.data.images import read_image
-from detco_d2.engine.launch import ends_with_one_line
+from detco_d2.engine.launch import ends_with_one_line, tool_parser
 from detco_d2.files import at_home, replacing
 from detco_d2.reports.detections import Detector
 
@@ -108,9 +108,7 @@ def predict(args: argparse.Namespace) -> None:
 
 @ends_with_one_line("predict")
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("run", help="folder of train_net.py, or a checkpoint in it")
     add("images", nargs="+", help="files, folders or data sets")

@@ -28,7 +28,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 import detco_d2  # noqa: F401  registers data sets
-from detco_d2.engine.launch import ends_with_one_line
+from detco_d2.engine.launch import ends_with_one_line, tool_parser
 from detco_d2.engine.record import command_line, versions
 from detco_d2.files import at_home, replacing
 from detco_d2.probes.features import POOLS, Features, extract
@@ -48,9 +48,7 @@ logger = logging.getLogger("detco_d2.probe")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--weights", nargs="+", default=[], metavar="FILE", help="of any format, side by side")
     add("--random", action="store_true", help="and a random initialisation of the same depth")

@@ -9,14 +9,13 @@ report.html into it: a single file that needs no network. What is not there is n
 command that makes it. --transfer names folders of tools/benchmark.py.
 """
 
-import argparse
 import logging
 import sys
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from detco_d2.engine.launch import ends_with_one_line
+from detco_d2.engine.launch import ends_with_one_line, tool_parser
 from detco_d2.files import at_home, replacing
 from detco_d2.reports.page import page
 from detco_d2.reports.run_folder import read_run
@@ -26,9 +25,7 @@ logger = logging.getLogger("detco_d2.report")
 
 @ends_with_one_line("report")
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("run", type=Path, help="output folder of a run")
     add("--transfer", type=Path, action="append", default=[], help="folder of tools/benchmark.py")

@@ -26,7 +26,7 @@ from detectron2.utils.logger import setup_logger
 
 from detco_d2.data.datasets import load_images
 from detco_d2.data.decode import UnreadableImage
-from detco_d2.engine.launch import ends_with_one_line
+from detco_d2.engine.launch import ends_with_one_line, tool_parser
 from detco_d2.files import at_home
 from detco_d2.reports.detections import plot_detections
 from detco_d2.reports.features import (
@@ -122,9 +122,7 @@ KINDS = {"pca": pca, "neighbours": neighbours, "detections": detections}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("kind", choices=[*KINDS, "all"])
     add("--weights", action="append", type=parse_weights, required=True, help="NAME=FILE or random")

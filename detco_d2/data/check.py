@@ -69,8 +69,7 @@ def check_datasets(names: Sequence[str], key: str) -> None:
             )
         metadata = MetadataCatalog.get(base)
         if str(metadata.get("evaluator_type")).startswith("cityscapes"):
-            absent = [m for m in ("cityscapesscripts", "shapely") if not find_spec(m)]
-            if absent:
+            if absent := [m for m in ("cityscapesscripts", "shapely") if not find_spec(m)]:
                 raise ValueError(f"{name!r} needs packages: pip install {' '.join(absent)}")
         expected = _expected_paths(metadata)
         state = [(os.path.abspath(path), what, os.path.exists(path)) for path, what in expected]

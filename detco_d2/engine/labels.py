@@ -91,8 +91,7 @@ def build_evaluator(
         MetadataCatalog.get(truth).set(json_file=file.name, **known)
         json.dump(coco_content(truth), file, default=lambda value: value.tolist())
         file.flush()
-        fast = has_compiled_coco_evaluator()
-        return COCOEvaluator(truth, output_dir=folder, use_fast_impl=fast)
+        return COCOEvaluator(truth, output_dir=folder, use_fast_impl=has_compiled_coco_evaluator())
 
 
 def read_classes(folder: str) -> list[str]:
@@ -166,9 +165,7 @@ def _check(cfg: CfgNode, name: str, key: str, pairs: list[Any]) -> list[str]:
     check_labels(images, name, key, fields)
     if metadata.get("evaluator_type", "coco") == "coco":
         complete(images, name)  # nobody did, of data registered in Python
-    boxes = [
-        box for image in images for box in image.get("annotations", []) if not box.get("iscrowd")
-    ]
+    boxes = [b for image in images for b in image.get("annotations", []) if not b.get("iscrowd")]
     count = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if model.KEYPOINT_ON and any(len(box["keypoints"]) != 3 * count for box in boxes):
         raise ValueError(

@@ -33,6 +33,12 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+def tool_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows the description as it is written."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=form)
+
+
 @contextlib.contextmanager
 def ends_with_one_line(program: str) -> Iterator[None]:
     """End the process with what a check says, in place of a traceback."""
@@ -63,9 +69,8 @@ def _run_torchrun_worker(
         # 2.15); over several machines TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps instead
         count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = torch.distributed.PrefixStore(f"restart_{count}", store)
-    torch.distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=world, timeout=timeout
-    )
+    group = {"store": store, "rank": rank, "world_size": world, "timeout": timeout}
+    torch.distributed.init_process_group(backend, **group)
     create_local_process_group(local_world)
     comm.synchronize()
     try:

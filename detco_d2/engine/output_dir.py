@@ -45,6 +45,7 @@ _FIXED = (
     "MODEL.DETCO.LOCAL_HIDDEN_DIMS",
     "MODEL.DETCO.QUEUE_LENGTH",
     "MODEL.DETCO.STAGES",
+    "SOLVER.WEIGHT_DECAY",
 )
 BATCH_NORMS = ("BN", "SyncBN", "naiveSyncBN")  # which of them, the machine decides
 # How torchrun and SLURM count the restarts of a job, which must not remove their own beginning.
@@ -121,8 +122,7 @@ def _check_same_run(checkpoint: Path, cfg: CfgNode, resume: bool) -> None:
         )
     changed = _differences(text, cfg)
     lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
-    fixed = [key for key, *_ in changed if key.startswith(_FIXED)]
-    if fixed:
+    if fixed := [key for key, *_ in changed if key.startswith(_FIXED)]:
         raise ValueError(
             f"{folder!r} holds a run of another model, which cannot go on with this "
             f"config:\n{lines}\nSet {', '.join(fixed)} back, pass --overwrite to remove that run, "

@@ -40,6 +40,8 @@ def num_iterations(cfg: CfgNode, num_images: int) -> int:
 def recipe_pairs(cfg: CfgNode, num_images: int) -> list[Any]:
     """KEY VALUE pairs that :func:`recipe` gives for what is None in the config."""
     found = recipe(num_images, cfg.SOLVER.IMS_PER_BATCH, num_iterations(cfg, num_images))
+    if cfg.SOLVER.LR_REFERENCE_BATCH > 0:  # by which it will be scaled
+        found["SOLVER.BASE_LR"] *= cfg.SOLVER.LR_REFERENCE_BATCH / cfg.SOLVER.IMS_PER_BATCH
     pairs = [pair for pair in found.items() if lookup(cfg, pair[0]) is None]
     return [item for pair in pairs for item in pair]
 
@@ -227,8 +229,7 @@ class PretrainTrainer(Trainer):
         self.bad_images.reasons = dict(state.get("bad_images", {}))
         before, now = state.get("shape", {}), self._shape()
         pairs = {name: (value, now.get(name)) for name, value in before.items()}
-        changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-        if changed:
+        if changed := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
             logger.warning(
                 f"The run goes on in another shape (before, now): {changed}. Its queues, encoders "
                 "and schedule continue; batch norm sees other groups of images, and the numbers "

@@ -16,6 +16,8 @@ from ..files import StrictLines
 from ..weights.checkpointer import BackboneCheckpointer
 from ..weights.input_spec import InputSpec
 
+_OWN = ("initial_lr", "momentum", "nesterov")  # what the optimiser has from the config, always
+
 
 class Trainer(DefaultTrainer):
     """A `DefaultTrainer` for GPUs and CPU processes alike.
@@ -84,8 +86,19 @@ class Trainer(DefaultTrainer):
         return {**TrainerBase.state_dict(self), **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        groups = self._trainer.optimizer.param_groups
+        own = [{key: group[key] for key in _OWN if key in group} for group in groups]
+        rates = self.scheduler.base_lrs
+        if scaler := getattr(self._trainer, "grad_scaler", None):  # a run that had none may get one
+            state["_trainer"].setdefault("grad_scaler", scaler.state_dict())
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
+        for group, values in zip(self._trainer.optimizer.param_groups, own):
+            group.update(values)
+        if self.scheduler.base_lrs != rates:
+            self.scheduler.base_lrs = rates
+            for group, rate in zip(self._trainer.optimizer.param_groups, self.scheduler.get_lr()):
+                group["lr"] = rate
         # a fused update of tensors that do not belong together crashes the process
         for parameter, slots in self._trainer.optimizer.state.items():
             momentum = slots.get("momentum_buffer")

@@ -252,9 +252,8 @@ class DetCo(nn.Module):
         for i, key_view in enumerate(self.key_views):
             families = [f for f in self.families if FAMILIES[f][1] == key_view]
             asking = [FAMILIES[family][0] for family in families]
-            query_SND = torch.stack(
-                [torch.cat([queries[view, stage] for view in asking]) for stage in stages]
-            )
+            asked = [torch.cat([queries[view, stage] for view in asking]) for stage in stages]
+            query_SND = torch.stack(asked)
             own = slice(i * len(stages), (i + 1) * len(stages))
             key_SND = keys[own].repeat(1, len(families), 1)
             queue_SKD = self.queue.features[own]

@@ -78,8 +78,7 @@ class Encoder(nn.Module):
         cfg.MODEL.RESNETS.OUT_FEATURES = [s for s in stages if s in node.STAGES] or stages
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        missing = [stage for stage in node.STAGES if stage not in shapes]
-        if missing:
+        if missing := [stage for stage in node.STAGES if stage not in shapes]:
             raise ValueError(
                 f"MODEL.DETCO.STAGES asks for {missing}, but the backbone gives {list(shapes)}; "
                 "for a ResNet set MODEL.RESNETS.OUT_FEATURES to at least MODEL.DETCO.STAGES."
@@ -137,8 +136,7 @@ def checkpoint_activations(backbone: nn.Module, stages: list[str]) -> None:
         ValueError: no such child.
     """
     children = dict(backbone.named_children())
-    unknown = [name for name in stages if name not in children]
-    if unknown:
+    if unknown := [name for name in stages if name not in children]:
         raise ValueError(
             f"MODEL.DETCO.CHECKPOINT_STAGES names {unknown}; the backbone has {list(children)}."
         )

@@ -192,8 +192,7 @@ def _read_folder(folder: str, key: str) -> Labelled:
     root = os.path.realpath(folder)
     files = [image["file_name"] for image in list_images(root)]
     parts = [Path(os.path.relpath(file, root)).parts for file in files]
-    loose = [file for file, names in zip(files, parts) if len(names) < 2]
-    if loose:
+    if loose := [file for file, names in zip(files, parts) if len(names) < 2]:
         raise ValueError(
             f"{key} {folder!r} has {len(loose)} of {len(files)} images outside of any class folder "
             f"(such as {loose[0]!r}); expected {os.path.join(folder, 'CLASS', 'IMAGE')}, the same "
@@ -201,8 +200,7 @@ def _read_folder(folder: str, key: str) -> Labelled:
         )
     classes = sorted({names[0] for names in parts})
     names_of_halves = {name for names in _HALVES for name in names}
-    halves = {n[0] for n in parts if len(n) > 2 and n[0].lower() in names_of_halves}
-    if halves:
+    if halves := {n[0] for n in parts if len(n) > 2 and n[0].lower() in names_of_halves}:
         raise ValueError(
             f"{key} {folder!r} has folders in {', '.join(sorted(halves))}, which is the name of a "
             "half and not of a class; name a folder with train/ and val/, or one of the halves."
@@ -254,8 +252,7 @@ def _read_contained(images: list[Any], metadata: Metadata) -> Labelled:
 
 def _with_classes(labelled: Labelled, classes: list[str], name: str, other: str) -> Labelled:
     """The same with its classes numbered as another half has them."""
-    unknown = sorted(set(labelled.classes) - set(classes))
-    if unknown:
+    if unknown := sorted(set(labelled.classes) - set(classes)):
         raise ValueError(f"{name} has classes that {other} has not: {', '.join(unknown[:5])}.")
     if labelled.classes == classes:
         return labelled

@@ -115,8 +115,7 @@ def _charts(run: Run) -> dict[str, list[dict[str, Any]]]:
     for heading, charts in _CHARTS.items():
         for title, pattern in charts:
             matches = [(re.fullmatch(pattern, name), name) for name in sorted(run.curves)]
-            lines = {match[1]: run.curves[name] for match, name in matches if match}
-            if lines:
+            if lines := {match[1]: run.curves[name] for match, name in matches if match}:
                 chart = _chart(title, lines, guides.get(pattern.partition("/")[0], {}))
                 found.setdefault(heading, []).append(chart)
     return found

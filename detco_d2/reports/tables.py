@@ -80,8 +80,7 @@ def task_tables(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each task the paired differences, if there are two rows or more, and the rows."""
     summary, tables = summarise(results), []
     for task, inits in by_seed(results).items():
-        pairs = differences(inits)
-        if pairs:
+        if pairs := differences(inits):
             tables.append(_counted(f"{task}, difference", "pairs", pairs))
         tables.append(_counted(f"{task}, %", "runs", summary[task]))
     return tables
@@ -124,9 +123,8 @@ def write_report(output: Path, results: Sequence[dict[str, Any]], command: str) 
     done = f"{len(results) - len(todo)} of {len(results)} runs are done."
     parts = ["# Transfer benchmark", f"Command: `{command}`", f"{done} {EXPLANATION}"]
     for task in task_tables(results):
-        parts.append(
-            tabulate(task["rows"], task["header"], tablefmt="github", disable_numparse=True)
-        )
+        cells = task["rows"], task["header"]
+        parts.append(tabulate(*cells, tablefmt="github", disable_numparse=True))
     if todo:
         lines = [f"- {r['task']}, {r['init']}, seed {r['seed']}: {r['status']}" for r in todo]
         parts += ["Not done:", "\n".join(lines)]

@@ -69,6 +69,8 @@ class BackboneCheckpointer(DurableCheckpointer, DetectionCheckpointer):
             raise ValueError(f"The weights' names fit no part of the model: {error!r}") from error
         state = self.model.state_dict()
         fresh = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+        if "queue.features" in fresh:  # of another length: it holds random vectors
+            self.model.queue.num_enqueued.zero_()
         refuse_nonfinite({key: state[key] for key in state if key not in fresh}, "the weights")
         if deeper := [name for name in incompatible.unexpected_keys if _BLOCK.match(name)]:
             raise ValueError(

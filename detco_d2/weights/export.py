@@ -41,6 +41,8 @@ def write_tensors(
     suffix = Path(path).suffix
     if suffix not in _SUFFIXES:
         raise ValueError(f"The output {path!r} must end in one of {', '.join(_SUFFIXES)}.")
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder for the output {path!r}; make it first.")
     # copies: a view would bring its whole storage along
     dense = torch.contiguous_format
     content: dict[str, Any] = {n: t.clone(memory_format=dense) for n, t in tensors.items()}
@@ -90,4 +92,9 @@ def to_torchvision(
         raise ValueError(f"torchvision's ResNets have nothing like {strange[:5]}.")
     result = {TO_TORCHVISION[name]: tensor for name, tensor in tensors.items()}
     norms = [name.removesuffix("running_var") for name in result if name.endswith("running_var")]
+    if not norms:
+        raise ValueError(
+            "torchvision's and timm's ResNets have batch norm, and these weights have none. Names "
+            "of Detectron2 keep them."
+        )
     return result | {f"{norm}num_batches_tracked": torch.tensor(0) for norm in norms}

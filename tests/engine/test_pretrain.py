@@ -11,9 +11,9 @@ import torch
 from detectron2.utils.env import seed_all_rng
 
 from detco_d2.data.synthetic import register_scenes
-from detco_d2.engine.pretrain import PretrainTrainer, with_schedule
+from detco_d2.engine.pretrain import PretrainTrainer, recipe_pairs, with_schedule
 
-from ..conftest import tiny_config
+from ..conftest import load_config, tiny_config
 from ..data.test_tar import write_tar
 from ..references import make_plain_sgd
 
@@ -82,6 +82,19 @@ def test_without_a_seed_a_resume_keeps_the_first_runs_stream(scenes, tmp_path):
     assert second.data_seed == first.data_seed
 
 
+def test_what_goes_on_follows_its_own_rate_momentum_and_queue(scenes, tmp_path):
+    make_trainer(scenes, tmp_path, 2, "SOLVER.BASE_LR", 0.1).train()
+    second = make_trainer(scenes, tmp_path, 4, "SOLVER.BASE_LR", 0.01, "SOLVER.MOMENTUM", 0.5)
+    second.resume_or_load(resume=True)
+    for group, rate in zip(second.optimizer.param_groups, second.scheduler.get_lr()):
+        assert (group["momentum"], group["initial_lr"], group["lr"]) == (0.5, 0.01, rate)
+        assert 0 < rate <= 0.01
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "model_final.pth")]
+    other = make_trainer(scenes, tmp_path / "b", 2, *weights, "MODEL.DETCO.QUEUE_LENGTH", 20)
+    other.resume_or_load(resume=False)
+    assert other.model.queue.num_enqueued == 0  # their keys have no place
+
+
 def test_metrics_are_written_for_every_term(scenes, tmp_path):
     # 32-pixel patches: torch's bfloat16 convolutions go wrong on the CPU on maps of 1x1 pixels
     size = ["INPUT.DETCO.LOCAL_SIZE", 96, "INPUT.DETCO.PATCH_SIZE", 32]
@@ -145,6 +158,9 @@ def test_the_learning_rate_follows_the_batch_only_when_asked_and_says_so(caplog)
         cfg = with_schedule(tiny_config(*batch, "SOLVER.LR_REFERENCE_BATCH", 256), 30)
     assert cfg.SOLVER.BASE_LR == pytest.approx(0.03 * 8 / 256)
     assert "0.03 is for a batch of 256; for 8 it is 0.0009375" in caplog.text
+    cfg = load_config("own_images.yaml", *batch, "SOLVER.LR_REFERENCE_BATCH", 256)
+    pairs = recipe_pairs(cfg, 30)  # to be scaled once
+    assert pairs[pairs.index("SOLVER.BASE_LR") + 1] == pytest.approx(0.03)
 
 
 def test_fused_and_plain_sgd_make_the_same_steps(scenes, tmp_path):

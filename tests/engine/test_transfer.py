@@ -219,6 +219,10 @@ def test_a_resumed_fine_tuning_continues_at_its_iteration(scenes, tmp_path):
     assert second.start_iter == 2
     optimizer = second.optimizer.state_dict()["state"]
     assert optimizer and all("momentum_buffer" in state for state in optimizer.values())
+    third = TransferTrainer(cfg)  # with the scaler of a GPU, which the run did not have
+    third._trainer.grad_scaler = scaler = torch.amp.GradScaler("cpu")
+    third._trainer.load_state_dict = lambda state: scaler.load_state_dict(state["grad_scaler"])
+    third.resume_or_load(resume=True)
 
 
 def test_mixed_precision_on_the_cpu_is_bfloat16_and_close_to_float32(scenes, tmp_path):

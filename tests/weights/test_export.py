@@ -186,6 +186,8 @@ def test_what_a_pkl_cannot_hold_and_other_endings_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"must end in one of .pth, .pkl, .safetensors"):
         write_tensors(str(tmp_path / "a.npz"), {"a": torch.zeros(1)})
+    with pytest.raises(FileNotFoundError, match="no folder for the output .*no/a.safetensors'"):
+        write_tensors(str(tmp_path / "no/a.safetensors"), {"a": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("key", MSRA_SPEC)
@@ -194,3 +196,5 @@ def test_input_settings_and_tensors_that_torchvision_has_not_are_refused(key):
         to_torchvision({"stem.conv1.weight": torch.zeros(64, 3, 7, 7)}, {key: MSRA_SPEC[key]})
     with pytest.raises(ValueError, match="nothing like .'res4.0.conv2_offset.weight'"):
         to_torchvision({"res4.0.conv2_offset.weight": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="have batch norm, and these weights have none"):
+        to_torchvision({"stem.conv1.weight": torch.zeros(64, 3, 7, 7)}, {})  # of group norm
