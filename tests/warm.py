@@ -130,7 +130,7 @@ def server() -> str:
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
-    end = time.monotonic() + 300
+    end = time.monotonic() + 120
     while not os.path.exists(path):
         assert process.poll() is None and time.monotonic() < end, Path(log).read_text()
         time.sleep(0.05)

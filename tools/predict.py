@@ -89,7 +89,8 @@ def predict(args: argparse.Namespace) -> None:
         read[-1].update(height=height, width=width)
     names = list(detector.classes or ids)  # which are not said by a detector of another program
     names += map(str, range(len(names), max([0, *(r["category_id"] + 1 for r in results)])))
-    free = itertools.count(1 + max(ids.values(), default=0))  # for what the data has not
+    numbers = (key for key in ids.values() if isinstance(key, int))  # others may be words
+    free = itertools.count(1 + max(numbers, default=0))  # for what the data has not
     categories = [{"id": ids[name] if name in ids else next(free), "name": name} for name in names]
     for result in results:
         result["category_id"] = categories[result["category_id"]]["id"]
